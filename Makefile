@@ -1,0 +1,39 @@
+# Each target sets itself up from a bare clone: a virtual environment in .venv, the dependencies, the extension.
+PYTHON ?= python3
+VENV ?= .venv
+# The DALI package that matches the driver; on a machine without a GPU either one works.
+CUDA ?= $(shell nvidia-smi 2>/dev/null | grep -q 'CUDA Version: 12' && echo cuda12 || echo cuda13)
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.ready
+	$(BIN)/fastfeed demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m benchmarks run --quick
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Rebuilt when what it is made from changes; Python files need no rebuild, the install is editable.
+$(VENV)/.ready: pyproject.toml constraints.txt setup.py fastfeed/_version.py $(wildcard csrc/*) | $(VENV)/.made
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[$(CUDA),test,bench]"
+	touch $@
+
+# mypy reads PyTorch's types, so linting needs the same packages.
+$(VENV)/.lint: $(VENV)/.ready
+	$(BIN)/python -m pip install -q -c constraints.txt ruff mypy
+	touch $@
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastfeed/*.so

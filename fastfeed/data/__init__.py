@@ -1,0 +1,1 @@
+"""The input pipeline, one room per step: sources, order, transforms, plan, graph, finish, loader."""

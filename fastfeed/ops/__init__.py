@@ -1,0 +1,1 @@
+"""Fused ops, one a file: eager reference, registration, autograd, public function."""
