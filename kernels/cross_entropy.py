@@ -1,11 +1,13 @@
 """Label-smoothed cross-entropy of [N, C] logits and class indices, one program per row.
 
-With p = softmax(x), s = label smoothing and y the target class:
+With M = max(x), L = log sum exp(x - M), s = label smoothing and y the target class:
 
-    loss = lse(x) - (1 - s) x[y] - s mean(x)
-    dx   = (p - (1 - s) [c == y] - s / C) * dloss
+    loss = (1 - s) (M - x[y] + L) + s (M - mean(x) + L)
+    dx   = (exp(x - M - L) - (1 - s) [c == y] - s / C) * dloss
 
-Fewest bytes, for b bytes per logit: the forward reads b per logit and writes 8 per row; the backward reads b and
+M and L are kept apart: their sum, rounded to fp32, would lose L's digits where the logits are large.
+
+Fewest bytes, for b bytes per logit: the forward reads b per logit and writes 12 per row; the backward reads b and
 writes b. C is a compile-time constant, so that the compiler knows how rows are aligned and loads 128 bits at a
 time when C allows it; a network has one or two values of C, each compiled once.
 """
@@ -23,7 +25,8 @@ def cross_entropy_forward_kernel(
     logits,  # [N, C], contiguous
     target,  # [N] int64
     loss,  # [N] fp32, written
-    lse,  # [N] fp32, written: log sum exp of the row, kept for the backward
+    maximum,  # [N] fp32, written, for the backward
+    log_sum,  # [N] fp32, written, for the backward
     ignore_index,
     smoothing,
     C: tl.constexpr,
@@ -35,35 +38,38 @@ def cross_entropy_forward_kernel(
     columns = tl.arange(0, BLOCK)
 
     # Online softmax (Milakov and Gimelshein, 2018): a running maximum, and the sum of exp(x - maximum).
-    maximum = -float("inf")
+    running = -float("inf")
     total = 0.0
     x_sum = 0.0
     for start in range(0, C, BLOCK):
         mask = start + columns < C
         x = tl.load(x_row + start + columns, mask=mask, other=-float("inf")).to(tl.float32)
-        new_maximum = tl.maximum(maximum, tl.max(x, axis=0))
+        higher = tl.maximum(running, tl.max(x, axis=0))
         # A row that so far is all -inf has no finite maximum: shift by 0 there, or -inf - -inf makes a NaN.
-        shift = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
-        total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(x - shift), axis=0)
-        maximum = new_maximum
+        shift = tl.where(higher == -float("inf"), 0.0, higher)
+        total = total * tl.exp(running - shift) + tl.sum(tl.exp(x - shift), axis=0)
+        running = higher
         x_sum += tl.sum(tl.where(mask, x, 0.0), axis=0)
-    row_lse = tl.where(maximum == -float("inf"), 0.0, maximum) + tl.log(total)
+    row_maximum = tl.where(running == -float("inf"), 0.0, running)
+    row_log_sum = tl.log(total)
 
     # A target that names no class must not read outside the row; its loss is NaN, and nothing is synchronised.
     valid = (y >= 0) & (y < C)
     x_y = tl.load(x_row + y, mask=valid, other=float("nan")).to(tl.float32)
-    value = row_lse - (1.0 - smoothing) * x_y
+    value = (1.0 - smoothing) * (row_maximum - x_y + row_log_sum)
     if smoothing != 0.0:  # 0 * -inf would be NaN
-        value -= smoothing * (x_sum / C)
+        value += smoothing * (row_maximum - x_sum / C + row_log_sum)
     tl.store(loss + row, tl.where(y == ignore_index, 0.0, value))
-    tl.store(lse + row, row_lse)
+    tl.store(maximum + row, row_maximum)
+    tl.store(log_sum + row, row_log_sum)
 
 
 @triton.jit
 def cross_entropy_backward_kernel(
     logits,  # [N, C], contiguous
     target,  # [N] int64
-    lse,  # [N] fp32
+    maximum,  # [N] fp32
+    log_sum,  # [N] fp32
     grad_loss,  # [N] fp32
     grad_logits,  # [N, C], contiguous, written
     ignore_index,
@@ -73,7 +79,8 @@ def cross_entropy_backward_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     y = tl.load(target + row)
-    row_lse = tl.load(lse + row)
+    row_maximum = tl.load(maximum + row)
+    row_log_sum = tl.load(log_sum + row)
     scale = tl.load(grad_loss + row)
     valid = (y >= 0) & (y < C)
     scale = tl.where(valid, scale, float("nan"))
@@ -84,7 +91,8 @@ def cross_entropy_backward_kernel(
         mask = c < C
         x = tl.load(logits + row * C + c, mask=mask, other=0.0).to(tl.float32)
         # Scaled before rounding to 16 bits: a loss scale then costs no precision.
-        grad = (tl.exp(x - row_lse) - tl.where(c == y, 1.0 - smoothing, 0.0) - smoothing / C) * scale
+        p = tl.exp(x - row_maximum - row_log_sum)
+        grad = (p - tl.where(c == y, 1.0 - smoothing, 0.0) - smoothing / C) * scale
         # An ignored row gets exactly 0, even where its logits are not finite.
         grad = tl.where(ignored, 0.0, grad)
         tl.store(grad_logits + row * C + c, grad.to(grad_logits.dtype.element_ty), mask=mask)
@@ -98,24 +106,25 @@ def _shape(classes: int) -> tuple[int, int]:
 
 def forward(
     logits: torch.Tensor, target: torch.Tensor, ignore_index: int, smoothing: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (loss, lse), [N] fp32 each, for contiguous logits [N, C] and int64 targets [N]."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (loss, maximum, log_sum), [N] fp32 each, for contiguous logits [N, C] and int64 targets [N]."""
     rows, classes = logits.shape
     loss = torch.empty(rows, dtype=torch.float32, device=logits.device)
-    lse = torch.empty_like(loss)
+    maximum, log_sum = torch.empty_like(loss), torch.empty_like(loss)
     if rows:
         block, warps = _shape(classes)
         cross_entropy_forward_kernel[(rows,)](
-            logits, target, loss, lse, ignore_index, smoothing, C=classes, BLOCK=block, num_warps=warps
+            logits, target, loss, maximum, log_sum, ignore_index, smoothing, C=classes, BLOCK=block, num_warps=warps
         )
-    return loss, lse
+    return loss, maximum, log_sum
 
 
 def backward(
     grad_loss: torch.Tensor,
     logits: torch.Tensor,
     target: torch.Tensor,
-    lse: torch.Tensor,
+    maximum: torch.Tensor,
+    log_sum: torch.Tensor,
     ignore_index: int,
     smoothing: float,
 ) -> torch.Tensor:
@@ -127,7 +136,8 @@ def backward(
         cross_entropy_backward_kernel[(rows,)](
             logits,
             target,
-            lse,
+            maximum,
+            log_sum,
             grad_loss,
             grad_logits,
             ignore_index,

@@ -1,6 +1,7 @@
 """DataLoader: the rooms of the pipeline in a line."""
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterator
 
@@ -111,7 +112,7 @@ class DataLoader:
         order = epoch_order(len(self.source), shuffle=self.shuffle, seed=self.seed, epoch=epoch)
         todo = iter(batches(order, self.batch_size, drop_last=self.drop_last))
         # An iterator owns a graph while it runs: two over one loader do not mix their batches.
-        graph, self._idle_graph = self._idle_graph or self._new_graph(), None
+        graph = self._take_graph()
         pending: deque[tuple[torch.Tensor, Plan] | Exception] = deque()
 
         def submit_next() -> None:
@@ -138,9 +139,9 @@ class DataLoader:
                     target.to(self.device, non_blocking=True),
                 )
         except GeneratorExit:  # the consumer left early, which is no fault of the graph's
-            self._give_back(graph)
+            self._idle_graph = graph
             raise
-        self._give_back(graph)
+        self._idle_graph = graph
 
     def _submit(self, graph: Graph, indices: npt.NDArray[np.int64], epoch: int) -> tuple[torch.Tensor, Plan]:
         batch = self.source.read(indices, self.num_workers)
@@ -155,12 +156,15 @@ class DataLoader:
         size = self.transform.crop.size
         return Graph(size, self.batch_size, self.device, self.num_workers, self.prefetch_factor)
 
-    def _give_back(self, graph: Graph) -> None:
-        try:
-            graph.drain()
-        except RuntimeError:
-            return  # a batch that nobody waits for cannot be decoded: drop the graph, the next epoch will say so
-        self._idle_graph = graph
+    def _take_graph(self) -> Graph:
+        graph, self._idle_graph = self._idle_graph, None
+        if graph is not None:
+            try:
+                graph.drain()  # of what an epoch that was left early did not take
+                return graph
+            except RuntimeError:
+                pass  # one of those batches could not be decoded; the graph may not go on after an error
+        return self._new_graph()
 
 
 def choose_device(device: str | int | torch.device | None) -> torch.device:
@@ -171,10 +175,14 @@ def choose_device(device: str | int | torch.device | None) -> torch.device:
         RuntimeError: for a GPU that is not there, or one that the extension was built without.
     """
     if device is None:
-        from fastfeed._extension import extension
-
-        usable = torch.cuda.is_available() and extension().build_info()["cuda"] is not None
-        return torch.device("cuda", torch.cuda.current_device()) if usable else torch.device("cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        try:
+            require_cuda()
+        except RuntimeError as error:
+            warnings.warn(f"there is a GPU, but batches are made on the CPU: {error}", stacklevel=3)
+            return torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device())
     chosen = torch.device(device)
     if chosen.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:<index>'")

@@ -13,7 +13,9 @@ class RandomResizedCrop:
 
     The rule of ``torchvision.transforms.RandomResizedCrop`` with antialiased bilinear resampling: ten attempts
     to place a window whose area is uniform in `scale` (as a share of the image) and whose width / height is
-    log-uniform in `ratio`; if none fits, the largest central window with a ratio in the range.
+    log-uniform in `ratio`; if none fits, the largest central window with a ratio in the range. Where the filter
+    reaches over the window's edge, DALI repeats the edge pixel and torchvision shortens the filter: the outermost
+    output pixels differ, by a few levels on photographs.
 
     Raises:
         ValueError: for a size, scale or ratio that is not positive, or a range given high end first.

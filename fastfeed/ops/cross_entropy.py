@@ -58,7 +58,7 @@ def cross_entropy(
     if input.device != target.device:
         raise RuntimeError(f"input is on {input.device}, target on {target.device}; expected one device")
 
-    loss, _ = torch.ops.fastfeed.cross_entropy_forward(
+    loss, _, _ = torch.ops.fastfeed.cross_entropy_forward(
         input.contiguous(), target.contiguous(), ignore_index, label_smoothing
     )
     if reduction == "none":
@@ -74,26 +74,36 @@ def cross_entropy(
 # --- The eager reference: the same function of rows, and its derivative --------------------------------------
 
 
-def _forward_reference(logits: Tensor, target: Tensor, ignore_index: int, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return (loss, lse), [N] each, in float32 or, for float64 logits, in float64."""
+def _forward_reference(
+    logits: Tensor, target: Tensor, ignore_index: int, smoothing: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (loss, maximum, log_sum), [N] each, in float32 or, for float64 logits, in float64."""
     x = logits.to(_compute_dtype(logits.dtype))
     ignored = target == ignore_index
     y = target.masked_fill(ignored, 0)
-    lse = x.logsumexp(dim=1)
-    loss = lse - (1 - smoothing) * x.gather(1, y[:, None])[:, 0]
+    maximum = x.amax(dim=1)
+    maximum = maximum.masked_fill(maximum == -torch.inf, 0)  # -inf - -inf would be NaN
+    log_sum = (x - maximum[:, None]).exp().sum(dim=1).log()
+    loss = (1 - smoothing) * (maximum - x.gather(1, y[:, None])[:, 0] + log_sum)
     if smoothing > 0:  # 0 * -inf would be NaN
-        loss = loss - smoothing * x.mean(dim=1)
-    return loss.masked_fill(ignored, 0), lse
+        loss = loss + smoothing * (maximum - x.mean(dim=1) + log_sum)
+    return loss.masked_fill(ignored, 0), maximum, log_sum
 
 
 def _backward_reference(
-    grad_loss: Tensor, logits: Tensor, target: Tensor, lse: Tensor, ignore_index: int, smoothing: float
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    maximum: Tensor,
+    log_sum: Tensor,
+    ignore_index: int,
+    smoothing: float,
 ) -> Tensor:
     """Return the gradient [N, C] of the logits."""
-    x = logits.to(lse.dtype)
+    x = logits.to(maximum.dtype)
     ignored = target == ignore_index
     y = target.masked_fill(ignored, 0)
-    grad = (x - lse[:, None]).exp() - smoothing / x.shape[1]
+    grad = (x - maximum[:, None] - log_sum[:, None]).exp() - smoothing / x.shape[1]
     grad.scatter_add_(1, y[:, None], grad.new_full((len(y), 1), smoothing - 1))
     return (grad * grad_loss[:, None]).masked_fill(ignored[:, None], 0).to(logits.dtype)
 
@@ -102,15 +112,15 @@ def _backward_reference(
 
 _library = torch.library.Library("fastfeed", "FRAGMENT")
 _library.define(
-    "cross_entropy_forward(Tensor logits, Tensor target, int ignore_index, float smoothing) -> (Tensor, Tensor)"
+    "cross_entropy_forward(Tensor logits, Tensor target, int ignore_index, float smoothing) -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor lse, int ignore_index, "
-    "float smoothing) -> Tensor"
+    "cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor maximum, Tensor log_sum, "
+    "int ignore_index, float smoothing) -> Tensor"
 )
 
 
-def _forward(logits: Tensor, target: Tensor, ignore_index: int, smoothing: float) -> tuple[Tensor, Tensor]:
+def _forward(logits: Tensor, target: Tensor, ignore_index: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     if logits.device.type == "cpu":
         _check_targets(target, logits.shape[1], ignore_index)
     if can_run(logits.device) and logits.dtype in _KERNEL_DTYPES:
@@ -121,36 +131,39 @@ def _forward(logits: Tensor, target: Tensor, ignore_index: int, smoothing: float
 
 
 def _backward(
-    grad_loss: Tensor, logits: Tensor, target: Tensor, lse: Tensor, ignore_index: int, smoothing: float
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    maximum: Tensor,
+    log_sum: Tensor,
+    ignore_index: int,
+    smoothing: float,
 ) -> Tensor:
     if can_run(logits.device) and logits.dtype in _KERNEL_DTYPES:
         from fastfeed.kernels.cross_entropy import backward
 
-        return backward(grad_loss.contiguous(), logits, target, lse, ignore_index, smoothing)
-    return _backward_reference(grad_loss, logits, target, lse, ignore_index, smoothing)
+        return backward(grad_loss.contiguous(), logits, target, maximum, log_sum, ignore_index, smoothing)
+    return _backward_reference(grad_loss, logits, target, maximum, log_sum, ignore_index, smoothing)
 
 
-def _forward_fake(logits: Tensor, target: Tensor, ignore_index: int, smoothing: float) -> tuple[Tensor, Tensor]:
+def _forward_fake(logits: Tensor, target: Tensor, ignore_index: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     loss = logits.new_empty(logits.shape[0], dtype=_compute_dtype(logits.dtype))
-    return loss, torch.empty_like(loss)
+    return loss, torch.empty_like(loss), torch.empty_like(loss)
 
 
-def _backward_fake(
-    grad_loss: Tensor, logits: Tensor, target: Tensor, lse: Tensor, ignore_index: int, smoothing: float
-) -> Tensor:
+def _backward_fake(grad_loss: Tensor, logits: Tensor, *saved_and_options: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     logits, target, ctx.ignore_index, ctx.smoothing = inputs
-    _, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(logits, target, lse)
+    _, maximum, log_sum = output
+    ctx.mark_non_differentiable(maximum, log_sum)
+    ctx.save_for_backward(logits, target, maximum, log_sum)
 
 
-def _differentiate(ctx: Any, grad_loss: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    logits, target, lse = ctx.saved_tensors
-    grad = torch.ops.fastfeed.cross_entropy_backward(grad_loss, logits, target, lse, ctx.ignore_index, ctx.smoothing)
+def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    grad = torch.ops.fastfeed.cross_entropy_backward(grad_loss, *ctx.saved_tensors, ctx.ignore_index, ctx.smoothing)
     return grad, None, None, None
 
 

@@ -1,0 +1,281 @@
+import gc
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastfeed
+from fastfeed import DataLoader, FolderSource, transforms
+from fastfeed.data.finish import finish_reference
+from fastfeed.data.graph import DecodeError
+from tests.images import picture, write_folder
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+PIXELS = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # batches in levels, 0 to 255
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("loader") / "data", {"cat": 5, "dog": 6, "owl": 2})
+
+
+def loader(folder, batch_size=4, **options):
+    return DataLoader(folder, batch_size, **{"transform": transforms.train(32), "device": "cpu", **options})
+
+
+def epoch(loader):
+    images, targets = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(targets)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_batches(folder, device, dtype):
+    batches = list(loader(folder, device=device, dtype=dtype))
+    assert [len(target) for _, target in batches] == [4, 4, 4, 1]
+    for images, target in batches:
+        assert images.shape == (len(target), 3, 32, 32)
+        assert images.dtype == dtype
+        assert images.device.type == target.device.type == device
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert target.dtype == torch.int64
+    assert torch.cat([t for _, t in batches]).tolist() == [0] * 5 + [1] * 6 + [2] * 2
+
+
+def test_contiguous_format(folder):
+    images, _ = next(iter(loader(folder, memory_format=torch.contiguous_format)))
+    assert images.is_contiguous()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_eval_pixels_are_torchvisions(folder, device):
+    # Resize, then CenterCrop, by Pillow alone. The two resamplers round differently, twice each.
+    size, resize = 32, 36
+    images, _ = epoch(loader(folder, transform=transforms.eval(size, resize=resize, **PIXELS), device=device))
+    for got, (path, _) in zip(images.cpu(), FolderSource(folder).samples, strict=True):
+        with Image.open(path) as image:
+            short = min(image.size)
+            width, height = (int(resize * side / short) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            left, top = round((width - size) / 2), round((height - size) / 2)
+            expected = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
+        assert np.abs(got.permute(1, 2, 0).numpy() - expected).max() <= 2.01
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_train_pixels_are_those_of_the_planned_window(folder, device):
+    size = 24
+    transform = transforms.train(size, scale=(0.2, 1), **PIXELS)
+    images, _ = epoch(loader(folder, transform=transform, device=device, seed=3))
+    source = FolderSource(folder)
+    indices = np.arange(len(source))
+    plan = fastfeed.data.plan.make_plan(transform, source.read(indices).sizes, indices, seed=3, epoch=0)
+    assert 0 < plan.flip.sum() < len(source)
+    for i, got in enumerate(images.cpu()):
+        (top, left), (height, width) = plan.start[i], plan.shape[i]
+        with Image.open(source.samples[i][0]) as image:
+            crop = image.crop((left, top, left + width, top + height))
+        expected = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32)
+        # At the window's edges DALI repeats the last pixel where Pillow leaves the filter short. Padding the window
+        # with its edge pixels makes Pillow do the same.
+        pad = 10
+        padded = Image.fromarray(np.pad(np.asarray(crop), ((pad, pad), (pad, pad), (0, 0)), mode="edge"))
+        box = (pad, pad, pad + width, pad + height)
+        repeated = np.asarray(padded.resize((size, size), Image.Resampling.BILINEAR, box=box), dtype=np.float32)
+        if plan.flip[i]:
+            expected, repeated = expected[:, ::-1], repeated[:, ::-1]
+        got = got.permute(1, 2, 0).numpy()
+        assert np.abs(got - repeated).max() <= 2.01
+        assert np.abs(got - expected)[1:-1, 1:-1].max() <= 2.01
+
+
+def test_normalised_batches_are_the_reference_of_the_pixels(folder):
+    levels, _ = epoch(loader(folder, transform=transforms.train(32, **PIXELS)))
+    images, _ = epoch(loader(folder))
+    pixels = levels.round().byte().permute(0, 2, 3, 1).contiguous()
+    expected = finish_reference(pixels, None, transforms.train().mean, transforms.train().std)
+    assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("options", [
+    {"num_workers": 1}, {"num_workers": 3}, {"prefetch_factor": 1}, {"prefetch_factor": 5}, {"batch_size": 1},
+    {"batch_size": 7}, {"batch_size": 100}, {"batch_size": 13, "drop_last": True},
+])  # fmt: skip
+def test_pixels_depend_on_nothing_but_seed_and_epoch(folder, options):
+    expected = epoch(loader(folder, shuffle=True, seed=5))
+    got = epoch(loader(folder, shuffle=True, seed=5, **options))
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
+def test_epochs_and_seeds_differ_and_repeat(folder):
+    first = loader(folder, shuffle=True, seed=1)
+    epochs = [epoch(first)[0] for _ in range(3)]
+    assert not torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[1], epochs[2])
+    assert not torch.equal(epochs[0], epoch(loader(folder, shuffle=True, seed=2))[0])
+    first.epoch = 1
+    assert torch.equal(epoch(first)[0], epochs[1])
+    assert first.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "length"), [(4, False, 4), (4, True, 3), (13, True, 1), (14, True, 0)]
+)
+def test_length(folder, batch_size, drop_last, length):
+    data = loader(folder, batch_size, drop_last=drop_last)
+    for _ in range(2):
+        assert len(data) == len(list(data)) == length
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 4])
+def test_leaving_an_epoch_early_leaves_the_next_one_whole(folder, taken):
+    data, fresh = loader(folder, shuffle=True), loader(folder, shuffle=True)
+    iterator = iter(data)
+    for _ in range(taken):
+        next(iterator)
+    del iterator
+    gc.collect()
+    fresh.epoch = 1
+    assert torch.equal(epoch(data)[0], epoch(fresh)[0])
+
+
+def test_two_iterators_at_once(folder):
+    data = loader(folder)
+    together = [(a, b) for (a, _), (b, _) in zip(data, data, strict=True)]
+    data.epoch = 0
+    assert torch.equal(torch.cat([a for a, _ in together]), epoch(data)[0])
+    assert torch.equal(torch.cat([b for _, b in together]), epoch(data)[0])
+
+
+def test_many_short_epochs_start_no_threads_that_stay(folder):
+    data = loader(folder)
+    list(data)
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(20):
+        next(iter(data))
+    assert len(os.listdir("/proc/self/task")) <= before + 1
+    assert threading.active_count() < 10
+
+
+def test_source_in_place_of_a_path(folder):
+    source = FolderSource(folder).subset([12, 0, 7])
+    assert epoch(loader(source))[1].tolist() == [2, 0, 1]
+
+
+def test_grey_cmyk_alpha_and_palette_images_become_rgb(tmp_path):
+    (tmp_path / "class").mkdir()
+    image = picture(40, 40)
+    names = {"L": "grey.jpg", "CMYK": "cmyk.jpg", "RGBA": "alpha.png", "P": "palette.png", "LA": "grey_alpha.png"}
+    for mode, name in names.items():
+        image.convert(mode).save(tmp_path / "class" / name)
+    images, _ = epoch(loader(tmp_path, transform=transforms.eval(40, resize=40, **PIXELS)))
+    assert images.shape == (5, 3, 40, 40)
+    for got, (path, _) in zip(images, FolderSource(tmp_path).samples, strict=True):
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGB"), dtype=np.float32)
+        # CMYK leaves room for interpretation: there are no ICC profiles here, and libraries convert differently
+        tolerance = 40 if "cmyk" in path else 3
+        assert np.abs(got.permute(1, 2, 0).numpy() - expected).max() <= tolerance
+
+
+BAD_FILES = {
+    "empty": (lambda whole: b"", ValueError),
+    "not an image": (lambda whole: b"<html>" * 100, ValueError),
+    "cut in the header": (lambda whole: whole[:100], ValueError),
+    "cut in the data": (lambda whole: whole[: len(whole) // 2], DecodeError),
+    "noise after the header": (lambda whole: whole[:700] + bytes(len(whole)), DecodeError),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_a_bad_file_is_named_after_the_good_batches_before_it(tmp_path, device, what):
+    spoil, error_type = BAD_FILES[what]
+    write_folder(tmp_path, {"a": 10}, sizes=((200, 200),))
+    bad = tmp_path / "a" / "006.jpg"
+    bad.write_bytes(spoil(bad.read_bytes()))
+    # the whole image is decoded, so damage anywhere in it shows
+    data = loader(tmp_path, 2, transform=transforms.eval(200, resize=200), device=device)
+    for _ in range(2):  # and a failed epoch leaves the loader usable
+        got = []
+        with pytest.raises(error_type, match="006.jpg"):
+            for _, target in data:
+                got += target.tolist()
+        assert len(got) == 6
+
+
+def test_a_file_that_vanished_is_named(tmp_path):
+    data = loader(write_folder(tmp_path, {"a": 4}), 2)
+    os.remove(tmp_path / "a" / "003.jpg")
+    iterator = iter(data)
+    assert len(next(iterator)[1]) == 2
+    with pytest.raises(FileNotFoundError, match=r"003.jpg"):
+        next(iterator)
+
+
+@pytest.mark.parametrize(("options", "error", "message"), [
+    ({"batch_size": 0}, ValueError, "batch_size is 0"),
+    ({"batch_size": 2.0}, ValueError, "batch_size is 2.0"),
+    ({"num_workers": -1}, ValueError, "num_workers is -1"),
+    ({"prefetch_factor": 0}, ValueError, "prefetch_factor is 0"),
+    ({"seed": -1}, ValueError, "seed is -1"),
+    ({"transform": lambda x: x}, TypeError, "transform is function; expected a Transform"),
+    ({"dtype": torch.int8}, ValueError, "dtype is torch.int8"),
+    ({"device": "mps"}, ValueError, "device is 'mps'; expected 'cpu', 'cuda'"),
+    ({"device": "gpu"}, RuntimeError, "gpu"),
+    ({"shufle": True}, TypeError, "shufle"),
+])  # fmt: skip
+def test_bad_arguments(folder, options, error, message):
+    with pytest.raises(error, match=message):
+        loader(folder, **options)
+
+
+def test_bad_datasets(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        loader(tmp_path / "absent")
+    with pytest.raises(TypeError, match="dataset is list"):
+        loader([1, 2, 3])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_gpu_asked_for_where_there_is_none(folder):
+    with pytest.raises(RuntimeError, match=r"device is 'cuda:1', but PyTorch sees no NVIDIA GPU.*fastfeed info"):
+        loader(folder, device="cuda:1")
+
+
+def test_an_extension_without_cuda_asked_to_use_it(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(fastfeed.data.finish.extension(), "build_info", lambda: {"cuda": None})
+    with pytest.raises(RuntimeError, match="built without CUDA.*FASTFEED_CUDA=1"):
+        loader(folder, device="cuda:0")
+    with pytest.warns(UserWarning, match="there is a GPU, but .* built without CUDA"):
+        assert loader(folder, device=None).device.type == "cpu"
+
+
+def test_without_dali_the_error_gives_the_pip_line(folder):
+    script = f"""
+import sys
+sys.modules["nvidia.dali"] = None  # as if it were not installed
+import fastfeed
+fastfeed.DataLoader({str(folder)!r})
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert 'pip install "nvidia-dali-cuda1' in result.stderr.splitlines()[-1]
+
+
+def test_interpreter_exit_in_the_middle_of_an_epoch(folder):
+    script = f"""
+import fastfeed
+iterator = iter(fastfeed.DataLoader({str(folder)!r}, 2, device="cpu"))
+print(next(iterator)[1].tolist())
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "[0, 0]", "")

@@ -1,0 +1,139 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastfeed import FolderSource
+from tests.images import picture, write_folder
+
+
+def test_classes_and_samples_in_sorted_order(tmp_path):
+    write_folder(tmp_path, {"dog": 2, "cat": 1})
+    (tmp_path / "dog" / "more").mkdir()
+    picture(9, 9).save(tmp_path / "dog" / "more" / "000.PNG")
+    (tmp_path / "dog" / "notes.txt").write_text("not an image")
+    source = FolderSource(tmp_path)
+    assert source.classes == ["cat", "dog"]
+    assert [(os.path.relpath(p, tmp_path), t) for p, t in source.samples] == [
+        ("cat/000.jpg", 0), ("dog/000.jpg", 1), ("dog/001.jpg", 1), ("dog/more/000.PNG", 1),
+    ]  # fmt: skip
+    assert len(source) == 4
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_read_gives_the_files_bytes_sizes_and_targets(tmp_path, threads):
+    source = FolderSource(write_folder(tmp_path, {"a": 5, "b": 6}))
+    indices = np.array([10, 3, 3, 0])
+    batch = source.read(indices, threads)
+    for i, data, size, target, name in zip(indices, batch.data, batch.sizes, batch.targets, batch.names, strict=True):
+        path, expected_target = source.samples[i]
+        with open(path, "rb") as file:
+            assert data.tobytes() == file.read()
+        with Image.open(path) as image:
+            assert tuple(size) == (image.height, image.width)
+        assert target == expected_target
+        assert name == path
+
+
+FORMATS = [
+    ("baseline.jpg", {"quality": 80}),
+    ("progressive.jpg", {"progressive": True, "quality": 80}),
+    ("comment.jpg", {"comment": b"\xff\xc0" * 300}),  # what looks like a frame header inside a segment
+    ("plain.png", {}),
+    ("plain.bmp", {}),
+    ("lossy.webp", {"quality": 80}),
+    ("lossless.webp", {"lossless": True}),
+    ("extended.webp", {"quality": 80, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), FORMATS)
+@pytest.mark.parametrize("size", [(1, 1), (37, 300), (300, 37)])
+def test_size_from_the_header_of_every_format(tmp_path, name, options, size):
+    (tmp_path / "class").mkdir()
+    picture(*size).save(tmp_path / "class" / name, **options)
+    assert FolderSource(tmp_path).read(np.array([0])).sizes.tolist() == [list(size)]
+
+
+def test_size_is_that_of_the_stored_pixels_whatever_exif_says(tmp_path):
+    (tmp_path / "class").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to display
+    picture(20, 50).save(tmp_path / "class" / "a.jpg", exif=exif)
+    assert FolderSource(tmp_path).read(np.array([0])).sizes.tolist() == [[20, 50]]
+
+
+@pytest.mark.parametrize(("name", "options"), FORMATS)
+def test_every_truncation_of_a_header_is_refused_or_read_rightly(tmp_path, name, options):
+    path = tmp_path / "class" / name
+    path.parent.mkdir()
+    picture(40, 60).save(path, **options)
+    whole = path.read_bytes()
+    source = FolderSource(tmp_path)
+    for length in range(min(len(whole), 1200)):
+        path.write_bytes(whole[:length])
+        try:
+            assert source.read(np.array([0])).sizes.tolist() == [[40, 60]]
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017 - either outcome is right, depending on the length
+
+
+def test_random_bytes_never_crash_the_header_reader(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "class" / "a.jpg"
+    path.parent.mkdir()
+    path.touch()
+    source = FolderSource(tmp_path)
+    starts = [
+        b"",
+        b"\xff\xd8",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"BM",
+        b"RIFF\0\0\0\0WEBP",
+        b"RIFF\0\0\0\0WEBPVP8 ",
+    ]
+    refused = 0
+    for i in range(700):
+        path.write_bytes(starts[i % len(starts)] + rng.bytes(int(rng.integers(0, 60))))
+        try:
+            assert (source.read(np.array([0])).sizes > 0).all()
+        except ValueError:
+            refused += 1
+    assert refused > 300
+
+
+def test_unreadable_files_are_named(tmp_path):
+    source = FolderSource(write_folder(tmp_path, {"a": 3}))
+    gone = source.samples[1][0]
+    os.remove(gone)
+    with pytest.raises(FileNotFoundError) as error:
+        source.read(np.array([0, 1, 2]))
+    assert error.value.filename == gone
+    os.mkdir(gone)
+    with pytest.raises(IsADirectoryError, match="001.jpg"):
+        source.read(np.array([0, 1, 2]))
+
+
+def test_folders_that_are_no_dataset(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder: .*/absent"):
+        FolderSource(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="no class folders in"):
+        FolderSource(tmp_path)
+    picture(8, 8).save(tmp_path / "a.jpg")
+    with pytest.raises(NotADirectoryError, match="not a folder: .*a.jpg"):
+        FolderSource(tmp_path / "a.jpg")
+    with pytest.raises(FileNotFoundError, match="1 images lie directly in it"):
+        FolderSource(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no images in 1 of the 1 class folders of .*: empty"):
+        FolderSource(tmp_path)
+
+
+def test_subset_keeps_the_classes(tmp_path):
+    source = FolderSource(write_folder(tmp_path, {"a": 2, "b": 2}))
+    part = source.subset([3, 0])
+    assert part.classes == ["a", "b"]
+    assert part.read(np.array([0, 1])).targets.tolist() == [1, 0]
+    assert len(source) == 4
