@@ -12,7 +12,7 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     channels = []
     for _ in range(3):
-        fx, fy, phase = rng.uniform(0.5, 3, 2).tolist() + [rng.uniform(0, 6)]
+        fx, fy, phase = rng.uniform(0.5, 3), rng.uniform(0.5, 3), rng.uniform(0, 6)
         channels.append(127 + 100 * np.sin(2 * np.pi * (fx * x + fy * y) + phase))
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 

@@ -1,0 +1,46 @@
+import re
+
+import pytest
+
+from fastfeed import info
+from fastfeed.cli import main
+from tests.images import write_folder
+
+
+def test_info_names_everything(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for name in ("fastfeed", "python", "torch", "triton", "nvidia-dali", "device", "extension", "extension's SIMD"):
+        assert re.search(rf"^{name}\b.* \S", text, re.MULTILINE), name
+
+
+def test_info_says_what_to_do(monkeypatch, capsys):
+    def missing(name):
+        def fail():
+            raise ImportError(f"{name} is missing, do this")
+
+        return fail
+
+    monkeypatch.setattr(info, "extension", missing("extension"))
+    monkeypatch.setattr(info, "import_dali", missing("dali"))
+    assert main(["info"]) == 1
+    text = capsys.readouterr().out
+    assert "- extension is missing, do this" in text
+    assert "- dali is missing, do this" in text
+    assert re.search(r"^extension +not built", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["absent"], "fastfeed demo: no such folder: absent"),
+    (["{empty}"], "fastfeed demo: no class folders in "),
+    (["{folder}", "--device", "gpu"], "fastfeed demo: "),
+    (["{folder}", "--steps", "0"], "fastfeed demo: steps is 0"),
+    (["{folder}", "--size", "0"], "fastfeed demo: size is 0"),
+])  # fmt: skip
+def test_demo_errors_are_one_line(tmp_path, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    folder = write_folder(tmp_path / "folder", {"a": 2, "b": 2})
+    assert main(["demo", *(a.format(empty=tmp_path / "empty", folder=folder) for a in arguments)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert "Traceback" not in error
