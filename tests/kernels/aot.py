@@ -1,0 +1,107 @@
+"""Compile the kernels for GPUs that need not be here; run as a script, it prints what became of them as JSON.
+
+A script, because kernels that were imported under TRITON_INTERPRET cannot be compiled.
+A new kernel needs one more entry in CASES.
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ARCHITECTURES = (80, 90, 100)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One specialisation of a kernel, as the launch function or a typical call asks for it."""
+
+    module: str  # in fastfeed.kernels
+    kernel: str
+    arguments: str  # types of what is not constexpr, in order; ":16" for a multiple of 16, as aligned pointers are
+    constexprs: dict[str, Any]  # a string names a constant of the module
+    num_warps: int | str = 4
+    loads_128bit: int = 0  # at least so many in the PTX
+
+    def __str__(self) -> str:
+        constexprs = [f"{name}={value}" for name, value in self.constexprs.items() if name != value]
+        return f"{self.kernel}({', '.join([self.arguments.split(':')[0], *constexprs])})"
+
+
+ADAMW = ("multi_tensor", "adamw_kernel", "*i64:16 i32" + " fp32" * 9)
+ADAMW_SIZES = {"CHUNK": "CHUNK", "BLOCK": "BLOCK"}
+LOSS = ("cross_entropy", "cross_entropy_forward_kernel")
+LOSS_BACKWARD = ("cross_entropy", "cross_entropy_backward_kernel")
+STATISTICS = "*fp32:16 *fp32:16 *fp32:16"
+IMAGENET = {"C": 1000, "BLOCK": 1024}
+
+CASES = [
+    Case(*ADAMW, {"MAXIMIZE": False, **ADAMW_SIZES}, "NUM_WARPS", loads_128bit=8),
+    Case(*ADAMW, {"MAXIMIZE": True, **ADAMW_SIZES}, "NUM_WARPS", loads_128bit=8),
+    Case(*LOSS, f"*bf16:16 *i64:16 {STATISTICS} i32 fp32", IMAGENET, loads_128bit=1),
+    Case(*LOSS, f"*fp32:16 *i64:16 {STATISTICS} i32 fp32", IMAGENET, loads_128bit=2),
+    Case(*LOSS_BACKWARD, f"*bf16:16 *i64:16 {STATISTICS} *bf16:16 i32 fp32", IMAGENET, loads_128bit=1),
+    Case(*LOSS_BACKWARD, f"*fp32:16 *i64:16 {STATISTICS} *fp32:16 i32 fp32", IMAGENET, loads_128bit=2),
+]
+
+
+def compile_case(case: Case, architecture: int) -> dict[str, Any]:
+    """Registers and bytes of local memory per thread, bytes shared per program, and loads by width in bits."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module = importlib.import_module(f"fastfeed.kernels.{case.module}")
+    kernel = getattr(module, case.kernel)
+
+    def resolve(value: Any) -> Any:
+        return getattr(module, value) if isinstance(value, str) else value
+
+    constexprs = {name: resolve(value) for name, value in case.constexprs.items()}
+    names = [name for name in kernel.arg_names if name not in constexprs]
+    if len(names) != len(case.arguments.split()):
+        raise ValueError(f"the table says {case.arguments}, {case.kernel} takes {', '.join(names)}")
+    types = dict(zip(names, case.arguments.split(), strict=True))
+    signature = {name: types.get(name, "constexpr").split(":")[0] for name in kernel.arg_names}
+    attrs = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if types.get(name, "").endswith(":16")
+    }
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constexprs, attrs),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": resolve(case.num_warps), "enable_fp_fusion": True},
+    )
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.check_output([cuobjdump, "--dump-resource-usage", cubin.name], text=True)
+    registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
+    loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)", compiled.asm["ptx"])
+    return {
+        "registers": registers,
+        "stack": stack,
+        "local": local,
+        "shared": compiled.metadata.shared,
+        "loads": Counter(int(vector or 1) * int(bits) for vector, bits in loads),
+    }
+
+
+def _compile_or_report(case: Case, architecture: int) -> dict[str, Any]:
+    try:
+        return compile_case(case, architecture)
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
+if __name__ == "__main__":
+    json.dump([[_compile_or_report(case, arch) for arch in ARCHITECTURES] for case in CASES], sys.stdout)
