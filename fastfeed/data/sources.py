@@ -97,7 +97,7 @@ class FolderSource:
             ValueError: for the first file that is not an image of a supported format.
         """
         names = [self.samples[i][0] for i in indices]
-        data, sizes = extension().read_files(names, threads)
+        data, sizes = extension().read_files([os.fsencode(name) for name in names], threads)
         bad = np.flatnonzero((sizes <= 0).any(axis=1))
         if len(bad):
             name, length = names[bad[0]], len(data[bad[0]])

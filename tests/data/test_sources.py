@@ -131,6 +131,18 @@ def test_folders_that_are_no_dataset(tmp_path):
         FolderSource(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["naïve 猫.jpg", os.fsdecode(b"latin-\xe9.jpg"), "line\nbreak.jpg"])
+def test_any_file_name_is_read(tmp_path, name):
+    (tmp_path / "class").mkdir()
+    picture(8, 9).save(tmp_path / "class" / name)
+    assert FolderSource(tmp_path).read(np.array([0])).sizes.tolist() == [[8, 9]]
+    source = FolderSource(tmp_path)
+    os.remove(source.samples[0][0])
+    with pytest.raises(FileNotFoundError) as error:
+        source.read(np.array([0]))
+    assert error.value.filename == source.samples[0][0]
+
+
 def test_subset_keeps_the_classes(tmp_path):
     source = FolderSource(write_folder(tmp_path, {"a": 2, "b": 2}))
     part = source.subset([3, 0])
