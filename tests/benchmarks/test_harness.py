@@ -1,0 +1,259 @@
+import json
+import shlex
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.harness import Case, Options, measure_case
+from benchmarks.timing import MIN_ROUNDS, Band, wall_timer
+
+ROOT = Path(__file__).parents[2]
+CPU = Options(torch.device("cpu"))
+PARAMETERS = {"shape": (2, 3), "dtype": torch.float32}
+
+FIELDS = {
+    *("op", "shape", "dtype", "provider", "baseline", "status", "reason", "command"),
+    *("rounds", "p20_us", "p50_us", "p80_us", "speedup_p20", "speedup_p50", "speedup_p80"),
+    *("bytes", "gb_per_s", "images", "img_per_s"),
+    *("device", "cpu", "gpu", "cores", "threads", "python", "torch", "cuda", "triton", "dali", "fastfeed", "commit"),
+}
+
+
+class Clock:
+    """A clock that stands still until a run moves it."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def fake_case(seconds, clock=None, outputs=None):
+    """A case whose providers take `seconds[provider]`, in turn, and log when they are run outside of a check."""
+    outputs = outputs or {}
+
+    class Fake(Case):
+        name = "fake"
+        baseline = "slow"
+        log: ClassVar = []
+        closed = 0
+
+        @classmethod
+        def parameters(cls, options):
+            return [PARAMETERS, {"shape": "other", "dtype": torch.float32}][: 1 if options.quick else 2]
+
+        def __init__(self, options, shape, dtype):
+            self.bytes_per_run = 6000
+            self.images_per_run = 6
+            self.checking = False
+
+        def check(self, provider):
+            self.checking = True
+            super().check(provider)
+            self.checking = False
+
+        def close(self):
+            type(self).closed += 1
+
+        def run(self, provider, times):
+            if not self.checking:
+                self.log.append(provider)
+                if clock is not None:
+                    clock.now += next(times)
+            output = outputs.get(provider, 1.0)
+            if isinstance(output, Exception):
+                raise output
+            return torch.tensor(output)
+
+    def builder(provider):
+        def build(case):
+            times = iter(seconds[provider])
+            return lambda: case.run(provider, times)
+
+        return build
+
+    Fake.providers = {provider: builder(provider) for provider in seconds}
+    return Fake
+
+
+def measure(case, clock):
+    rows = measure_case(case, PARAMETERS, CPU, wall_timer(CPU.device, clock))
+    return {row["provider"]: row for row in rows}
+
+
+# A warm-up round, which is far slower, then five that together exceed the budget.
+SLOW = [100.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+FAST = [100.0, 1.0, 4.0, 2.0, 8.0, 5.0]
+
+
+def test_providers_take_turns():
+    clock = Clock()
+    case = fake_case({"slow": SLOW, "fast": FAST, "other": SLOW}, clock)
+    rows = measure(case, clock)
+    assert case.log == ["slow", "fast", "other"] * (1 + MIN_ROUNDS)
+    assert {row["rounds"] for row in rows.values()} == {MIN_ROUNDS}
+
+
+def test_short_runs_fill_the_budget():
+    clock = Clock()
+    rows = measure(fake_case({"slow": [0.25] * 100, "fast": [0.25] * 100}, clock), clock)
+    assert rows["fast"]["rounds"] == CPU.budget / 0.5
+
+
+def test_percentiles():
+    assert Band.of([10, 0, 9, 1, 8, 2, 7, 3, 6, 4, 5]) == Band(2, 5, 8)
+    assert Band.of([1, 2]) == pytest.approx(Band(1.2, 1.5, 1.8))
+
+
+def test_row_holds_percentiles_of_the_timed_rounds_and_rates_at_the_median():
+    clock = Clock()
+    row = measure(fake_case({"slow": SLOW}, clock), clock)["slow"]
+    assert (row["p20_us"], row["p50_us"], row["p80_us"]) == pytest.approx((3.6e6, 6e6, 8.4e6))
+    assert row["gb_per_s"] == pytest.approx(6000 / 6 / 1e9)
+    assert row["img_per_s"] == pytest.approx(1)
+
+
+def test_speedup_is_the_median_of_the_ratios_within_rounds():
+    clock = Clock()
+    rows = measure(fake_case({"slow": SLOW, "fast": FAST}, clock), clock)
+    # Of the ratios 2, 1, 3, 1, 2. The ratio of the medians would be 6 / 4.
+    assert rows["fast"]["speedup_p50"] == pytest.approx(2)
+    assert rows["fast"]["speedup_p20"] == pytest.approx(1)
+    assert rows["fast"]["speedup_p80"] == pytest.approx(2.2)
+    assert rows["slow"]["speedup_p50"] == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "reason"),
+    [
+        (2.0, "wrong", "Expected 1.0 but got 2.0"),
+        ([1.0, 1.0], "wrong", "shape"),
+        (RuntimeError("no\nluck"), "failed", "no luck"),
+    ],
+)
+def test_provider_that_fails_its_check_is_reported_and_not_timed(output, status, reason):
+    clock = Clock()
+    case = fake_case({"slow": SLOW, "bad": FAST, "good": FAST}, clock, {"bad": output})
+    rows = measure(case, clock)
+    assert "bad" not in case.log
+    assert rows["bad"]["status"] == status
+    assert reason in rows["bad"]["reason"]
+    assert rows["bad"]["p50_us"] is rows["bad"]["speedup_p50"] is rows["bad"]["gb_per_s"] is None
+    assert rows["good"]["status"] == "ok"
+    assert rows["good"]["speedup_p50"] == pytest.approx(2)
+
+
+def test_without_a_sound_baseline_nothing_is_timed():
+    class Unsound(fake_case({"slow": SLOW, "fast": FAST})):
+        def check(self, provider):
+            if provider == self.baseline:
+                raise AssertionError("not itself")
+
+    rows = measure(Unsound, Clock())
+    assert Unsound.log == []
+    assert (rows["slow"]["status"], rows["slow"]["reason"]) == ("wrong", "not itself")
+    assert (rows["fast"]["status"], rows["fast"]["reason"]) == ("failed", "slow, the baseline, is not sound")
+
+
+def test_error_while_timing_fails_the_rows_and_closes_the_case():
+    clock = Clock()
+    case = fake_case({"slow": [1.0], "fast": [1.0]}, clock)  # the clock's second round finds nothing
+    rows = measure(case, clock)
+    assert [row["status"] for row in rows.values()] == ["failed", "failed"]
+    assert case.closed == 1
+
+
+def run_main(cases, *arguments):
+    return main(["run", "--quick", "--device", "cpu", *arguments], cases)
+
+
+def test_exit_code_and_table(capsys):
+    good = fake_case({"slow": [], "fast": []})
+    assert run_main([good]) == 0
+    assert "WRONG" not in capsys.readouterr().out
+
+    bad = fake_case({"slow": [], "bad": []}, outputs={"bad": 2.0})
+    assert run_main([good, bad]) == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "WRONG" in line)
+    assert line.split()[:4] == ["fake", "2x3", "float32", "bad"]
+    assert " ms" not in line
+    assert " µs" not in line
+
+
+def test_json_rows(tmp_path):
+    case = fake_case({"slow": [], "bad": []}, outputs={"bad": 2.0})
+    run_main([case], "-o", str(tmp_path / "new"))
+    rows = [json.loads(line) for line in (tmp_path / "new/results.jsonl").read_text().splitlines()]
+    assert [row["provider"] for row in rows] == ["slow", "bad"]
+    assert all(set(row) == FIELDS for row in rows)
+    needed = FIELDS - {"reason", "gpu", "cuda", "commit", "dali", "triton"}
+    assert [field for field in needed if rows[0][field] is None] == []
+
+
+@pytest.mark.parametrize("options", [[], ["--quick"], ["--data", "a folder"]])
+def test_command_repeats_its_row(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a folder").mkdir()
+    case = fake_case({"slow": [], "fast": []})
+
+    def rows_of(*arguments):
+        main([*arguments, "-o", "results"], [case])
+        return [json.loads(line) for line in Path("results/results.jsonl").read_text().splitlines()]
+
+    rows = rows_of("run", "--device", "cpu", *options)
+    assert len(rows) == 2 if "--quick" in options else 4
+    for row in rows:
+        python, flag, package, *arguments = shlex.split(row["command"])
+        assert (python, flag, package) == ("python", "-m", "benchmarks")
+        assert set(options) <= set(arguments)
+        again = rows_of(*arguments)
+        assert [r["provider"] for r in again] == ["slow", "fast"]
+        assert {(r["shape"], r["command"]) for r in again} == {(row["shape"], row["command"])}
+
+
+def test_list_runs_nothing(capsys):
+    case = fake_case({"slow": [], "fast": []})
+    assert main(["list", "--device", "cpu", "--filter", "other"], [case]) == 0
+    assert capsys.readouterr().out == "fake/other/float32: slow, fast\n"
+    assert case.log == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--filter", "nothing"], "no such row"), (["--data", "no/such/folder"], "no such folder: no/such/folder")],
+)
+def test_usage_errors(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_main([fake_case({"slow": []})], *arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_the_interpreter_is_not_timed(monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="2"):
+        run_main([fake_case({"slow": []})])
+    assert "TRITON_INTERPRET" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_end_to_end(device, tmp_path):
+    command = ["-m", "benchmarks", "run", "--quick", "--device", device, "--filter", "finish", "-o", str(tmp_path)]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [(row["dtype"], row["provider"]) for row in rows] == [
+        (dtype, provider) for dtype in ("float32", "bfloat16") for provider in ("eager", "fastfeed")
+    ]
+    for _, group in groupby(rows, key=lambda row: row["dtype"]):
+        assert len({row["rounds"] for row in group}) == 1
+    assert all(row["p20_us"] <= row["p50_us"] <= row["p80_us"] for row in rows)
+    assert all(row["gb_per_s"] > 0 for row in rows)
+    assert done.stdout.count("\nfinish ") == len(rows)
+    assert torch.__version__ in done.stdout
