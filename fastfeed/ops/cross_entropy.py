@@ -81,12 +81,12 @@ def _forward_reference(
     x = logits.to(_compute_dtype(logits.dtype))
     ignored = target == ignore_index
     y = target.masked_fill(ignored, 0)
-    maximum = x.amax(dim=1)
-    maximum = maximum.masked_fill(maximum == -torch.inf, 0)  # -inf - -inf would be NaN
-    log_sum = (x - maximum[:, None]).exp().sum(dim=1).log()
-    loss = (1 - smoothing) * (maximum - x.gather(1, y[:, None])[:, 0] + log_sum)
+    log_p = x.log_softmax(dim=1)
+    maximum, highest = x.max(dim=1)
+    log_sum = -log_p.gather(1, highest[:, None])[:, 0]
+    loss = (smoothing - 1) * log_p.gather(1, y[:, None])[:, 0]
     if smoothing > 0:  # 0 * -inf would be NaN
-        loss = loss + smoothing * (maximum - x.mean(dim=1) + log_sum)
+        loss -= smoothing * log_p.mean(dim=1)
     return loss.masked_fill(ignored, 0), maximum, log_sum
 
 
@@ -100,12 +100,13 @@ def _backward_reference(
     smoothing: float,
 ) -> Tensor:
     """Return the gradient [N, C] of the logits."""
-    x = logits.to(maximum.dtype)
     ignored = target == ignore_index
     y = target.masked_fill(ignored, 0)
-    grad = (x - maximum[:, None] - log_sum[:, None]).exp() - smoothing / x.shape[1]
+    grad = logits.to(maximum.dtype).softmax(dim=1)  # exp(x - maximum - log_sum)
+    if smoothing > 0:
+        grad -= smoothing / logits.shape[1]
     grad.scatter_add_(1, y[:, None], grad.new_full((len(y), 1), smoothing - 1))
-    return (grad * grad_loss[:, None]).masked_fill(ignored[:, None], 0).to(logits.dtype)
+    return grad.mul_(grad_loss[:, None]).masked_fill_(ignored[:, None], 0).to(logits.dtype)
 
 
 # --- Registration -------------------------------------------------------------------------------------------

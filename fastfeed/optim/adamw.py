@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fastfeed.kernels import can_run
@@ -65,12 +66,13 @@ _Row = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class _Part(NamedTuple):
-    """Rows, by their index, that are stepped together: by the kernel if there is a table, else by eager PyTorch.
+    """Rows, by their index, that are stepped together, and by what (see `_stepper`).
 
     It outlives the step, so it must not hold the rows: gradients could then not be freed.
     """
 
     indices: list[int]
+    stepper: str
     table: Any  # fastfeed.kernels.multi_tensor.TensorTable | None
 
 
@@ -79,7 +81,8 @@ class AdamW(Optimizer):
 
     The arguments, the update and the state dict are those of :class:`torch.optim.AdamW`; a checkpoint of either
     loads into the other. The kernel takes fp32 parameters, on CUDA, whose elements fill their memory without
-    holes in the same order as those of their gradients; all others are stepped by eager PyTorch.
+    holes in the same order as those of their gradients. On the CPU such parameters, of any dtype, are stepped
+    by torch's own fused optimizer, which is the same mathematics; all others by eager PyTorch.
 
     Args:
         params: parameters, named parameters, or dicts that define parameter groups.
@@ -169,11 +172,17 @@ class AdamW(Optimizer):
             rows = self._rows(group)
             for part in self._partition(index, rows):
                 columns = [list(column) for column in zip(*(rows[i] for i in part.indices), strict=True)]
+                if part.stepper == "torch":
+                    params, grads, exp_avgs, exp_avg_sqs, steps = columns
+                    torch_adamw(
+                        params, grads, exp_avgs, exp_avg_sqs, [], steps, fused=True, amsgrad=False, **hyperparameters
+                    )  # it increments the steps itself
+                    continue
                 torch._foreach_add_(columns[4], 1)
-                if part.table is None:
-                    _adamw_reference(*columns, **hyperparameters)
-                else:
+                if part.stepper == "kernel":
                     _kernels().adamw_step(part.table, **hyperparameters)
+                else:
+                    _adamw_reference(*columns, **hyperparameters)
         return loss
 
     def _rows(self, group: dict[str, Any]) -> list[_Row]:
@@ -217,18 +226,18 @@ def _place(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: T
 
 
 def _partition(rows: list[_Row]) -> list[_Part]:
-    groups: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
+    groups: dict[tuple[torch.device, torch.dtype, str], list[int]] = {}
     for i, row in enumerate(rows):
         device, dtype = row[0].device, row[0].dtype
-        groups.setdefault((device, dtype, can_run(device) and _fits_kernel(*row)), []).append(i)
+        groups.setdefault((device, dtype, _stepper(*row)), []).append(i)
     parts = []
-    for (device, _, fits_kernel), indices in groups.items():
+    for (device, _, stepper), indices in groups.items():
         table = None
-        if fits_kernel:
+        if stepper == "kernel":
             columns = zip(*(rows[i] for i in indices), strict=True)
             addresses = [[tensor.data_ptr() for tensor in column] for column in columns]
             table = _kernels().build_table([*addresses, [rows[i][0].numel() for i in indices]], device)
-        parts.append(_Part(indices, table))
+        parts.append(_Part(indices, stepper, table))
     return parts
 
 
@@ -259,12 +268,24 @@ def _check_supported(group: dict[str, Any]) -> None:
         raise ValueError("amsgrad=True is not supported")
 
 
-def _fits_kernel(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> bool:
-    """Whether the kernel, which sees bare memory, may step `p`."""
+def _stepper(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> str:
+    """What steps `p`: the Triton "kernel", "torch" (its fused step for the CPU) or the eager "reference"."""
+    if step.dtype == torch.float32 and _is_dense(p, grad, exp_avg, exp_avg_sq, step):
+        if p.dtype == torch.float32 and can_run(p.device):
+            return "kernel"
+        if p.device.type == "cpu":
+            return "torch"
+    return "reference"
+
+
+def _is_dense(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> bool:
+    """Whether what sees bare memory, as the kernel and torch's fused step do, may step `p`."""
     for t in (p, grad, exp_avg, exp_avg_sq, step):
         # A subclass, such as a DTensor, need not have memory of its own.
-        if t.dtype != torch.float32 or t.device != p.device or type(t) not in (Tensor, torch.nn.Parameter):
+        if t.device != p.device or type(t) not in (Tensor, torch.nn.Parameter):
             return False
+    if not p.dtype == grad.dtype == exp_avg.dtype == exp_avg_sq.dtype:
+        return False
     elementwise = (p, grad, exp_avg, exp_avg_sq)
     if all(t.is_contiguous() for t in elementwise):  # much the quickest to find out
         return exp_avg.numel() == exp_avg_sq.numel() == p.numel()

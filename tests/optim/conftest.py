@@ -4,10 +4,14 @@ from fastfeed.optim import adamw
 from tests.optim.training import DEVICE
 
 
-@pytest.fixture(params=["kernel", "reference"])
+@pytest.fixture(params=["kernel", "torch", "reference"])
 def path(request, monkeypatch):
-    """What steps fp32 parameters: the kernel (interpreted where there is no GPU) or eager PyTorch."""
+    """What steps fp32 parameters: the kernel (interpreted where there is no GPU), torch's fused step, or eager."""
     if request.param == "reference":
+        monkeypatch.setattr(adamw, "_stepper", lambda *row: "reference")
+    elif request.param == "torch":
+        if DEVICE.type != "cpu":
+            pytest.skip("torch's fused step is for parameters on the CPU")
         monkeypatch.setattr(adamw, "can_run", lambda device: False)
     else:
         pytest.importorskip("triton")
