@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("data", nargs="?", type=Path, help="a folder of class folders; without it a set is drawn")
     demo.add_argument("--drawn", type=Path, default=_cache(), help="where the drawn set is kept")
-    demo.add_argument("--steps", type=int, default=300, help="training steps")
+    demo.add_argument("--steps", type=int, default=600, help="training steps")
     demo.add_argument("--batch-size", type=int, default=64)
     demo.add_argument("--size", type=int, default=64, help="height and width of the network's input, pixels")
     demo.add_argument("--workers", type=int, default=0, help="threads of our loader, processes of PyTorch's; 0: cores")

@@ -58,7 +58,7 @@ def run(
     data: Path | None = None,
     *,
     drawn: Path,
-    steps: int = 300,
+    steps: int = 600,
     batch_size: int = 64,
     size: int = 64,
     workers: int = 0,
