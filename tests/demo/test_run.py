@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+
+from fastfeed import FolderSource
+from fastfeed.cli import main
+from fastfeed.demo import run as demo
+from tests.images import write_folder
+
+
+@pytest.fixture(autouse=True)
+def _no_interpreter(monkeypatch):
+    """Train as a user does: interpreted kernels would take minutes, and have their own tests."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_learns_the_drawn_set(tmp_path, capsys):
+    result = demo.run(drawn=tmp_path, steps=200)
+    # Guessing gives one in eight; a run of the full length reaches more than nine in ten.
+    assert result.chance == 0.125
+    assert result.accuracy > 0.5
+    assert result.last_loss < result.first_loss - 0.3
+    assert 0 <= result.waiting < 1
+    assert min(result.loader_rate, result.torch_loader_rate, result.train_rate) > 0
+    printed = capsys.readouterr().out
+    for text in ("2048 training and 384 validation images of 8 classes", "validation accuracy", "waiting for data"):
+        assert text in printed
+
+
+def test_a_folder_of_classes_without_validation_images(tmp_path, capsys):
+    write_folder(tmp_path / "data", {"a": 4, "b": 3})
+    assert main(["demo", str(tmp_path / "data"), "--steps", "2", "--batch-size", "64", "--size", "32"]) == 0
+    printed = capsys.readouterr().out
+    assert "7 training and 0 validation images of 2 classes" in printed
+    assert "no images to validate on" in printed
+
+
+@pytest.mark.gpu
+def test_gpu(tmp_path, capsys):
+    result = demo.run(drawn=tmp_path, steps=200, device="cuda")
+    assert result.accuracy > 0.5
+
+
+def test_split_keeps_every_tenth_image_of_a_class(tmp_path):
+    write_folder(tmp_path, {"a": 21, "b": 9, "c": 10}, sizes=((8, 8),))
+    train, val = demo.split(tmp_path)
+    assert len(train) + len(val) == 40
+    assert [target for _, target in val.samples] == [0, 0, 2]
+    assert not set(train.samples) & set(val.samples)
+    assert train.classes == val.classes == ["a", "b", "c"]
+
+
+def test_split_as_the_folders_say(tmp_path):
+    write_folder(tmp_path / "train", {"a": 3, "b": 1})
+    write_folder(tmp_path / "val", {"a": 1, "b": 1})
+    train, val = demo.split(tmp_path)
+    assert (len(train), len(val)) == (4, 2)
+    write_folder(tmp_path / "val" / "more", {"c": 1})
+    with pytest.raises(ValueError, match="different classes"):
+        demo.split(tmp_path)
+
+
+def test_warmup_cosine():
+    factors = [demo.warmup_cosine(step, 100) for step in range(100)]
+    assert factors[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert max(factors) == 1.0 == factors[9]
+    assert factors[55] == pytest.approx(0.5)
+    assert 0 < factors[99] < 0.001
+    assert all(0 < f <= 1 for f in (demo.warmup_cosine(step, 1) for step in range(1)))
+
+
+def test_comparison_repeats_small_sets_and_thins_large_ones():
+    assert demo._spread(3, 7, 10) == [0, 0, 0, 1, 1, 2, 2]
+    assert demo._spread(8, 7, 10) == list(range(8))
+    assert demo._spread(100, 7, 10) == list(range(0, 100, 10))
+
+
+def test_evaluate_counts(tmp_path):
+    write_folder(tmp_path, {"a": 3, "b": 1})
+
+    class AlwaysFirst(torch.nn.Module):
+        def forward(self, images):
+            return torch.tensor([1.0, 0.0]).expand(len(images), 2)
+
+    accuracy = demo.evaluate(AlwaysFirst(), FolderSource(tmp_path), 3, 32, 1, torch.device("cpu"))
+    assert math.isclose(accuracy, 0.75)
