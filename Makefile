@@ -23,6 +23,7 @@ lint: $(VENV)/.lint
 
 # Rebuilt when what it is made from changes; Python files need no rebuild, the install is editable.
 $(VENV)/.ready: pyproject.toml constraints.txt setup.py fastfeed/_version.py $(wildcard csrc/*) | $(VENV)/.made
+	@echo "Installing dependencies and building the extension in $(VENV): a few minutes the first time"
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[$(CUDA),test,bench]"
 	touch $@
 

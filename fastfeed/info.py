@@ -104,7 +104,7 @@ def _dali(rows: list[tuple[str, str]], advice: list[str], has_gpu: bool) -> bool
         advice.append(str(error))
         return False
     if not has_gpu:
-        rows.append(("nvidia-dali", f"{dali.__version__}, CPU backend"))
+        rows.append(("nvidia-dali", f"{dali.__version__}, CPU backend; there is no GPU for it to use"))
         return True
     try:
         pipeline = dali.Pipeline(1, num_threads=1, device_id=0, prefetch_queue_depth=1)
@@ -115,5 +115,5 @@ def _dali(rows: list[tuple[str, str]], advice: list[str], has_gpu: bool) -> bool
         rows.append(("nvidia-dali", f"{dali.__version__}, cannot use the GPU: {str(error).splitlines()[0]}"))
         advice.append(f"DALI cannot use the GPU; the package may be for another CUDA. Try: {dali_install_line()}")
         return True
-    rows.append(("nvidia-dali", f"{dali.__version__}, CPU and GPU backends"))
+    rows.append(("nvidia-dali", f"{dali.__version__}, CPU and GPU backends, can use the GPU"))
     return True
