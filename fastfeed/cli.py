@@ -58,6 +58,9 @@ def _demo(options: argparse.Namespace) -> int:
         # These name the thing and the way out; a traceback would bury it. Anything else is a bug and shows one.
         print(f"fastfeed demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("fastfeed demo: interrupted", file=sys.stderr)
+        return 130  # as shells report it
     return 0
 
 

@@ -124,6 +124,13 @@ def test_epochs_and_seeds_differ_and_repeat(folder):
     assert first.epoch == 2
 
 
+def test_every_epoch_has_its_own_order(folder):
+    data = loader(folder, shuffle=True, transform=transforms.eval(32))
+    orders = [epoch(data)[1].tolist() for _ in range(3)]
+    assert orders[0] != orders[1]
+    assert orders[1] != orders[2]
+
+
 @pytest.mark.parametrize(
     ("batch_size", "drop_last", "length"), [(4, False, 4), (4, True, 3), (13, True, 1), (14, True, 0)]
 )
@@ -142,7 +149,9 @@ def test_leaving_an_epoch_early_leaves_the_next_one_whole(folder, taken):
     del iterator
     gc.collect()
     fresh.epoch = 1
+    graph = data._idle_graph
     assert torch.equal(epoch(data)[0], epoch(fresh)[0])
+    assert data._idle_graph is graph  # built once, which on a GPU is dear
 
 
 def test_two_iterators_at_once(folder):
@@ -182,6 +191,31 @@ def test_grey_cmyk_alpha_and_palette_images_become_rgb(tmp_path):
         # CMYK leaves room for interpretation: there are no ICC profiles here, and libraries convert differently
         tolerance = 40 if "cmyk" in path else 3
         assert np.abs(got.permute(1, 2, 0).numpy() - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_left_alone_as_by_pillow(tmp_path, device, orientation):
+    (tmp_path / "class").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture(30, 50).save(tmp_path / "class" / "a.jpg", exif=exif, quality=95)
+    images, _ = epoch(loader(tmp_path, transform=transforms.eval(30, resize=30, **PIXELS), device=device))
+    with Image.open(tmp_path / "class" / "a.jpg") as image:
+        expected = np.asarray(image.crop((10, 0, 40, 30)), dtype=np.float32)
+    assert np.abs(images[0].cpu().permute(1, 2, 0).numpy() - expected).max() <= 2.01
+
+
+def test_chroma_is_interpolated_as_by_pillow(tmp_path):
+    # Subsampled colour with sharp edges: repeating chroma samples instead of interpolating is tens of levels off.
+    (tmp_path / "class").mkdir()
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::7, 0] = stripes[::5, :, 2] = 255
+    Image.fromarray(stripes).save(tmp_path / "class" / "a.jpg", quality=95, subsampling=2)
+    images, _ = epoch(loader(tmp_path, transform=transforms.eval(64, resize=64, **PIXELS)))
+    with Image.open(tmp_path / "class" / "a.jpg") as image:
+        expected = np.asarray(image, dtype=np.float32)
+    assert np.abs(images[0].permute(1, 2, 0).numpy() - expected).max() <= 3.01
 
 
 BAD_FILES = {
@@ -247,6 +281,19 @@ def test_bad_datasets(tmp_path):
 def test_a_gpu_asked_for_where_there_is_none(folder):
     with pytest.raises(RuntimeError, match=r"device is 'cuda:1', but PyTorch sees no NVIDIA GPU.*fastfeed info"):
         loader(folder, device="cuda:1")
+
+
+def test_a_gpu_that_is_not_there_beside_one_that_is(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(RuntimeError, match="device is 'cuda:2', but there are 2 GPUs"):
+        loader(folder, device="cuda:2")
+
+
+@pytest.mark.parametrize(("cuda", "package"), [("12.9", "cuda120"), ("13.0", "cuda130"), (None, "cuda130")])
+def test_install_line_is_for_the_cuda_of_pytorch(monkeypatch, cuda, package):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert f"nvidia-dali-{package}>" in fastfeed.data.graph.dali_install_line()
 
 
 def test_an_extension_without_cuda_asked_to_use_it(folder, monkeypatch):

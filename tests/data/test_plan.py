@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastfeed import transforms
+from fastfeed.data.order import epoch_order
 from fastfeed.data.plan import make_plan
 
 SIZES = np.array([[480, 640], [500, 375], [32, 32], [64, 2000], [3000, 70], [1, 1]], np.int64)
@@ -85,6 +86,37 @@ def test_fallback_is_the_largest_central_window(height, width, window):
     assert tuple(p.start[0]) == ((height - window[0]) // 2, (width - window[1]) // 2)
 
 
+def test_every_position_is_reached():
+    # Windows of 4 x 4 in 5 x 5: two positions each way, equally likely.
+    p = plan(transforms.train(8, scale=(0.64, 0.64), ratio=(1.0, 1.0)), np.full((4000, 2), 5))
+    assert (p.shape == 4).all()
+    assert set(np.unique(p.start)) == {0, 1}
+    assert np.abs(p.start.mean(axis=0) - 0.5).max() < 0.04
+
+
+def test_ten_attempts_before_the_fallback():
+    # Squares of 25 to 75 % of a 1000 x 500 image: half of them fit, so one sample in 2**10 falls back, to the
+    # central 500 x 500. Nine attempts would make it twice as many.
+    n = 100_000
+    p = plan(transforms.train(8, scale=(0.25, 0.75), ratio=(1.0, 1.0)), np.full((n, 2), (1000, 500)))
+    fallback = (p.shape == 500).all(axis=1) & (p.start[:, 0] == 250)
+    assert abs(fallback.sum() - n / 2**10) < 45  # standard deviation 10
+
+
+def test_order_and_plan_share_no_draws():
+    # They share the seed; a sample's place in the epoch must tell nothing of its window.
+    place = np.argsort(epoch_order(8000, shuffle=True, seed=1, epoch=2))
+    p = plan(transforms.train(64), np.full((8000, 2), 1000), seed=1, epoch=2)
+    for values in (np.log(p.shape[:, 1] / p.shape[:, 0]), p.shape.prod(axis=1), p.start[:, 0], p.flip):
+        for step in (1, 2):  # the order draws a pair of samples at a time
+            assert abs(np.corrcoef(place[::step], values[: len(place[::step])])[0, 1]) < 0.08
+
+
+def test_all_64_bits_of_an_index_count():
+    a, b = (plan(transforms.train(64), SIZES, indices=np.arange(6) + high) for high in (0, 2**32))
+    assert not np.array_equal(a.start, b.start)
+
+
 @pytest.mark.parametrize(("probability", "flipped"), [(0.0, 0), (1.0, 500)])
 def test_flip_probabilities_at_the_ends(probability, flipped):
     p = plan(transforms.train(64, horizontal_flip=probability), np.full((500, 2), 100))
@@ -98,5 +130,8 @@ def test_center_window_by_hand():
     bottom, right = p.start[0] + p.roi_end[0]
     assert (top, bottom) == pytest.approx((16 * 480 / 256, 240 * 480 / 256))
     assert (left, right) == pytest.approx((58 * 640 / 341, 282 * 640 / 341))
+    # 650 * 256 / 480 is 346.67: torchvision cuts it, to 346, and rounds the offset, 61
+    wide = plan(transforms.eval(224), [[480, 650]])
+    assert wide.start[0, 1] + wide.roi_start[0, 1] == pytest.approx(61 * 650 / 346)
     # the filter's reach, 1.875 input pixels, is decoded too
     assert p.start[0].tolist() == [28, 106]

@@ -21,6 +21,17 @@ def test_classes_and_samples_in_sorted_order(tmp_path):
     assert len(source) == 4
 
 
+def test_links_to_folders_and_files_are_followed(tmp_path):
+    write_folder(tmp_path / "elsewhere", {"x": 2})
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "root" / "a" / "linked").symlink_to(tmp_path / "elsewhere" / "x")
+    (tmp_path / "root" / "b").symlink_to(tmp_path / "elsewhere" / "x")
+    source = FolderSource(tmp_path / "root")
+    assert [os.path.relpath(p, tmp_path / "root") for p, _ in source.samples] == [
+        "a/linked/000.jpg", "a/linked/001.jpg", "b/000.jpg", "b/001.jpg",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_read_gives_the_files_bytes_sizes_and_targets(tmp_path, threads):
     source = FolderSource(write_folder(tmp_path, {"a": 5, "b": 6}))
@@ -49,11 +60,51 @@ FORMATS = [
 
 
 @pytest.mark.parametrize(("name", "options"), FORMATS)
-@pytest.mark.parametrize("size", [(1, 1), (37, 300), (300, 37)])
+@pytest.mark.parametrize("size", [(1, 1), (37, 300), (300, 37), (9001, 2), (2, 9001)])
 def test_size_from_the_header_of_every_format(tmp_path, name, options, size):
     (tmp_path / "class").mkdir()
     picture(*size).save(tmp_path / "class" / name, **options)
     assert FolderSource(tmp_path).read(np.array([0])).sizes.tolist() == [list(size)]
+
+
+def read_size(path, data):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    return FolderSource(path.parent.parent).read(np.array([0])).sizes[0].tolist()
+
+
+def test_segments_that_may_stand_before_the_frame_header(tmp_path):
+    path = tmp_path / "class" / "a.jpg"
+    path.parent.mkdir()
+    picture(40, 60).save(path)
+    whole = path.read_bytes()
+    frame = whole.index(b"\xff\xc0\x00\x11")
+    for segment in (
+        b"\xff\xc4\x00\x07\x00\x01\x02\x03\x04",  # Huffman tables, whose marker lies among those of frames
+        b"\xff\xcc\x00\x07\x00\x01\x02\x03\x04",  # arithmetic coding conditions, likewise
+        b"\xff\xff\xff",  # fill bytes
+        b"\xff\x01",  # a marker without a length
+    ):
+        assert read_size(path, whole[:frame] + segment + whole[frame:]) == [40, 60]
+
+
+def test_a_header_is_read_as_soon_as_it_is_complete(tmp_path):
+    path = tmp_path / "class" / "a.jpg"
+    path.parent.mkdir()
+    picture(40, 60).save(path)
+    whole = path.read_bytes()
+    end = whole.index(b"\xff\xc0\x00\x11") + 9
+    assert read_size(path, whole[:end]) == [40, 60]
+    with pytest.raises(ValueError, match="not a readable image"):
+        read_size(path, whole[: end - 1])
+
+
+def test_bmp_stored_top_down(tmp_path):
+    path = tmp_path / "class" / "a.bmp"
+    path.parent.mkdir()
+    picture(40, 60).save(path)
+    whole = path.read_bytes()
+    assert read_size(path, whole[:22] + (-40).to_bytes(4, "little", signed=True) + whole[26:]) == [40, 60]
 
 
 def test_size_is_that_of_the_stored_pixels_whatever_exif_says(tmp_path):

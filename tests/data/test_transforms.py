@@ -9,6 +9,9 @@ def test_recipes():
     assert transforms.eval(224, resize=232).crop == transforms.CenterCrop(224, 232)
     assert transforms.train().horizontal_flip == 0.5
     assert transforms.eval().horizontal_flip == 0.0
+    # the statistics of ImageNet that torchvision's weights are trained with
+    assert transforms.train().mean == transforms.eval().mean == (0.485, 0.456, 0.406)
+    assert transforms.train().std == transforms.eval().std == (0.229, 0.224, 0.225)
 
 
 @pytest.mark.parametrize(("make", "message"), [

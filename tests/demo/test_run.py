@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 import torch
@@ -6,6 +7,8 @@ import torch
 from fastfeed import FolderSource
 from fastfeed.cli import main
 from fastfeed.demo import run as demo
+from fastfeed.demo.baseline import PillowFolder
+from fastfeed.demo.network import SmallResNet
 from tests.images import write_folder
 
 
@@ -42,6 +45,48 @@ def test_a_folder_of_classes_without_validation_images(tmp_path, capsys):
 def test_gpu(tmp_path, capsys):
     result = demo.run(drawn=tmp_path, steps=200, device="cuda")
     assert result.accuracy > 0.5
+
+
+class SlowLoader:
+    """Stands in for a loader: `count` images of two classes, after a wait."""
+
+    device, batch_size = torch.device("cpu"), 4
+
+    def __init__(self, wait, count=4):
+        self.wait, self.count = wait, count
+
+    def __iter__(self):
+        for _ in range(self.count // 4):
+            time.sleep(self.wait)
+            yield torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(("wait", "low", "high"), [(0.0, 0.0, 0.3), (0.2, 0.5, 1.0)])
+def test_waiting_is_the_time_between_asking_and_getting(wait, low, high):
+    losses, rate, waiting = demo.train_model(SmallResNet(2, width=4), SlowLoader(wait), steps=6)
+    assert len(losses) == 6
+    assert low <= waiting <= high
+    assert rate < 4 / wait * 6 / 5 if wait else rate > 0
+
+
+def test_comparison_is_of_the_same_transforms_and_in_the_order_it_says(tmp_path, monkeypatch):
+    source = FolderSource(write_folder(tmp_path, {"a": 4}))
+    made = []
+
+    def pillow_folder(samples, size, scale):
+        made.append((samples, size, scale))
+        return PillowFolder(samples, size, scale=scale)
+
+    def ours(source, batch_size, *, transform, **options):
+        made.append((source.samples, transform.crop.size, transform.crop.scale))
+        return SlowLoader(wait=5.0)  # slower than any machine starts a Pillow loader's second epoch
+
+    monkeypatch.setattr(demo, "PillowFolder", pillow_folder)
+    monkeypatch.setattr(demo, "DataLoader", ours)
+    monkeypatch.setattr(demo, "COMPARISON_ROUNDS", 1)
+    rate, torch_rate = demo.compare_loaders(source, 4, 32, 1, torch.device("cpu"))
+    assert rate < 1 < torch_rate
+    assert made[0] == made[1]
 
 
 def test_split_keeps_every_tenth_image_of_a_class(tmp_path):
