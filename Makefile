@@ -4,16 +4,18 @@ VENV ?= .venv
 # The DALI package that matches the driver; on a machine without a GPU either one works.
 CUDA ?= $(shell nvidia-smi 2>/dev/null | grep -q 'CUDA Version: 12' && echo cuda12 || echo cuda13)
 BIN := $(VENV)/bin
+# Named after what is built, so that other settings build again.
+READY := $(VENV)/.ready-$(CUDA)-$(or $(FASTFEED_CUDA),auto)-$(or $(FASTFEED_CUDA_ARCH),all-major)
 
 .PHONY: demo test lint bench clean
 
-demo: $(VENV)/.ready
+demo: $(READY)
 	$(BIN)/fastfeed demo
 
-test: $(VENV)/.ready
+test: $(READY)
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.ready
+bench: $(READY)
 	$(BIN)/python -m benchmarks run --quick
 
 lint: $(VENV)/.lint
@@ -22,13 +24,14 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 
 # Rebuilt when what it is made from changes; Python files need no rebuild, the install is editable.
-$(VENV)/.ready: pyproject.toml constraints.txt setup.py fastfeed/_version.py $(wildcard csrc/*) | $(VENV)/.made
+$(READY): pyproject.toml constraints.txt setup.py fastfeed/_version.py $(wildcard csrc/*) | $(VENV)/.made
 	@echo "Installing dependencies and building the extension in $(VENV): a few minutes the first time"
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[$(CUDA),test,bench]"
+	rm -f $(VENV)/.ready*
 	touch $@
 
 # mypy reads PyTorch's types, so linting needs the same packages.
-$(VENV)/.lint: $(VENV)/.ready
+$(VENV)/.lint: $(READY)
 	$(BIN)/python -m pip install -q -c constraints.txt ruff mypy
 	touch $@
 

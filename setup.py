@@ -4,6 +4,7 @@ FASTFEED_CUDA=auto  (default) CUDA code if nvcc is found, else C++ alone
 FASTFEED_CUDA=1     CUDA code, or fail
 FASTFEED_CUDA=0     C++ alone
 FASTFEED_CUDA_ARCH  nvcc's -arch, default all-major: machine code for every generation the compiler knows
+FASTFEED_LOCAL_VERSION=1  name the version after the build, 0.1.0+cu130 or 0.1.0+cpu, to tell published wheels apart
 """
 
 import os
@@ -61,6 +62,11 @@ def cuda_toolkit():
 class BuildExtension(build_ext):
     """Compiles csrc/*.cu with nvcc and links the objects, with the CUDA runtime inside, into _C."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        # What build/ holds may be of other settings, which setuptools does not compare.
+        self.force = True
+
     def build_extension(self, ext):
         if CUDA is not None:
             nvcc, _ = CUDA
@@ -91,10 +97,10 @@ class BuildExtension(build_ext):
 
 CUDA = cuda_toolkit()
 CUDA_ARCH = os.environ.get("FASTFEED_CUDA_ARCH", "all-major")
-# CPU and CUDA builds would otherwise carry the same file name; a source distribution is neither.
-VERSION = (
-    BASE_VERSION if "sdist" in sys.argv else f"{BASE_VERSION}+{'cu' + CUDA[1].replace('.', '') if CUDA else 'cpu'}"
-)
+# Not by default: pip refuses a source distribution that builds another version than its file name says.
+VERSION = BASE_VERSION
+if os.environ.get("FASTFEED_LOCAL_VERSION") == "1" and "sdist" not in sys.argv:
+    VERSION += "+cu" + CUDA[1].replace(".", "") if CUDA else "+cpu"
 
 extension = Pybind11Extension(
     "fastfeed._C",

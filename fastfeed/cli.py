@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from fastfeed._version import __version__
@@ -32,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("data", nargs="?", type=Path, help="a folder of class folders; without it a set is drawn")
-    demo.add_argument("--drawn", type=Path, default=_cache(), help="where the drawn set is kept")
+    demo.add_argument("--drawn", type=Path, help="where the drawn set is kept; by default in your cache folder")
     demo.add_argument("--steps", type=int, default=600, help="training steps")
     demo.add_argument("--batch-size", type=int, default=64)
     demo.add_argument("--size", type=int, default=64, help="height and width of the network's input, pixels")
@@ -47,7 +48,7 @@ def _demo(options: argparse.Namespace) -> int:
     try:
         run(
             options.data,
-            drawn=options.drawn,
+            drawn=options.drawn or _cache(),
             steps=options.steps,
             batch_size=options.batch_size,
             size=options.size,
@@ -65,7 +66,10 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfeed"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfeed"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / f"fastfeed-{os.getuid()}"
 
 
 if __name__ == "__main__":

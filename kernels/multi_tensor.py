@@ -166,7 +166,7 @@ def build_table(rows: Sequence[Sequence[int]], device: torch.device) -> TensorTa
     """Complete the first six rows with the chunks, and copy them to `device` without waiting for it."""
     first_chunks = list(accumulate((triton.cdiv(numel, CHUNK) for numel in rows[5]), initial=0))
     num_chunks = first_chunks.pop()
-    host = torch.tensor([*rows, first_chunks], dtype=torch.int64, pin_memory=device.type == "cuda")
+    host = torch.tensor([*rows, first_chunks], dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
     return TensorTable(host.to(device, non_blocking=True), num_chunks)
 
 

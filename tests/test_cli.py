@@ -35,12 +35,16 @@ def test_info_says_what_to_do(monkeypatch, capsys):
     (["{empty}"], "fastfeed demo: no class folders in "),
     (["{folder}", "--device", "gpu"], "fastfeed demo: "),
     (["{folder}", "--steps", "0"], "fastfeed demo: steps is 0"),
-    (["{folder}", "--size", "0"], "fastfeed demo: size is 0"),
+    (["{folder}", "--size", "1"], "fastfeed demo: size is 1; expected 32 or more"),
+    (["{single}"], "fastfeed demo: {single} has one class, a"),
 ])  # fmt: skip
 def test_demo_errors_are_one_line(tmp_path, capsys, arguments, message):
     (tmp_path / "empty").mkdir()
     folder = write_folder(tmp_path / "folder", {"a": 2, "b": 2})
-    assert main(["demo", *(a.format(empty=tmp_path / "empty", folder=folder) for a in arguments)]) == 1
+    single = write_folder(tmp_path / "single", {"a": 2})
+    names = {"empty": tmp_path / "empty", "folder": folder, "single": single}
+    assert main(["demo", *(a.format(**names) for a in arguments)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(message)
+    assert error.startswith(message.format(**names))
+    assert len(error.splitlines()) == 1
     assert "Traceback" not in error

@@ -103,7 +103,7 @@ except RuntimeError as error:
 """
     info, same, has_cuda, error = json.loads(subprocess.check_output([sys.executable, "-c", script], text=True))
     assert info["cuda"] is None
-    assert info["version"] == f"{fastfeed.__version__}+cpu"
+    assert info["version"] == fastfeed.__version__
     assert same
     assert not has_cuda
     assert "built without CUDA" in error

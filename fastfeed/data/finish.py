@@ -11,8 +11,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def normalize_table(mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
     """Return what each byte becomes: [256, C] of (byte / 255 - mean) / std, computed in fp32, rounded to `dtype`."""
-    levels = torch.arange(256, dtype=torch.float32).div(255)[:, None]
-    return levels.sub(torch.tensor(mean, dtype=torch.float32)).div(torch.tensor(std, dtype=torch.float32)).to(dtype)
+    # Named, because torch.set_default_device may say otherwise and C++ reads the result.
+    cpu = torch.device("cpu")
+    levels = torch.arange(256, dtype=torch.float32, device=cpu).div(255)[:, None]
+    mean_, std_ = (torch.tensor(values, dtype=torch.float32, device=cpu) for values in (mean, std))
+    return levels.sub(mean_).div(std_).to(dtype)
 
 
 def finish_reference(

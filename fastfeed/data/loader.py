@@ -4,6 +4,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from fastfeed.data.order import batches, epoch_order
 from fastfeed.data.plan import Plan, make_plan
 from fastfeed.data.sources import FolderSource
 from fastfeed.data.transforms import Transform, train
+
+_lost_in_fork: list[Graph] = []
 
 
 class DataLoader:
@@ -75,6 +78,8 @@ class DataLoader:
         _check_whole("num_workers", num_workers, 0)
         _check_whole("prefetch_factor", prefetch_factor, 1)
         _check_whole("seed", seed, 0)
+        if seed >= 2**64:
+            raise ValueError(f"seed is {seed}; expected at most 2**64 - 1")
         if transform is not None and not isinstance(transform, Transform):
             raise TypeError(
                 f"transform is {type(transform).__name__}; expected a Transform, as fastfeed.transforms.train(224)"
@@ -97,6 +102,7 @@ class DataLoader:
         self.epoch = 0
         self._finish = Finish(self.transform.mean, self.transform.std, dtype, memory_format, self.num_workers)
         self._idle_graph: Graph | None = self._new_graph()  # now, so that what is missing shows here
+        self._pid = os.getpid()
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -130,7 +136,11 @@ class DataLoader:
             while pending:
                 entry = pending.popleft()
                 if isinstance(entry, Exception):
-                    raise entry
+                    self._idle_graph = graph  # it has not met the file, and can go on
+                    try:
+                        raise entry
+                    finally:
+                        del entry  # the error holds this frame by its traceback: do not close the circle
                 target, plan = entry
                 images = graph.result()
                 submit_next()
@@ -154,10 +164,18 @@ class DataLoader:
 
     def _new_graph(self) -> Graph:
         size = self.transform.crop.size
-        return Graph(size, self.batch_size, self.device, self.num_workers, self.prefetch_factor)
+        largest = max(1, min(self.batch_size, len(self.source)))
+        return Graph(size, largest, self.device, self.num_workers, self.prefetch_factor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_idle_graph": None}  # threads and GPU memory, which no copy can share
 
     def _take_graph(self) -> Graph:
         graph, self._idle_graph = self._idle_graph, None
+        if graph is not None and self._pid != os.getpid():
+            # A fork copies DALI without its threads; to use it, or to destroy it, would wait for them forever.
+            _lost_in_fork.append(graph)
+            graph, self._pid = None, os.getpid()
         if graph is not None:
             try:
                 graph.drain()  # of what an epoch that was left early did not take
@@ -172,7 +190,7 @@ def choose_device(device: str | int | torch.device | None) -> torch.device:
 
     Raises:
         ValueError: for a kind of device that is neither CPU nor CUDA.
-        RuntimeError: for a GPU that is not there, or one that the extension was built without.
+        RuntimeError: for a name that is no device's, a GPU that is not there, or an extension built without CUDA.
     """
     if device is None:
         if not torch.cuda.is_available():
@@ -183,7 +201,11 @@ def choose_device(device: str | int | torch.device | None) -> torch.device:
             warnings.warn(f"there is a GPU, but batches are made on the CPU: {error}", stacklevel=3)
             return torch.device("cpu")
         return torch.device("cuda", torch.cuda.current_device())
-    chosen = torch.device(device)
+    try:
+        # PyTorch reads a bare number as a GPU's, where there is one.
+        chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except RuntimeError:
+        raise RuntimeError(f"device is {device!r}, which is none; expected 'cpu', 'cuda' or 'cuda:<index>'") from None
     if chosen.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:<index>'")
     if chosen.type == "cpu":

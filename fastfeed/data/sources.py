@@ -37,7 +37,8 @@ class EncodedBatch:
 class FolderSource:
     """A folder of class folders: root/<class>/**/<image>, classes and files in sorted order.
 
-    The layout and order of ``torchvision.datasets.ImageFolder``; links are followed. JPEG, PNG, BMP and WebP.
+    The layout and order of ``torchvision.datasets.ImageFolder``; links are followed. JPEG, PNG, BMP and WebP. Files and
+    class folders whose names begin with a dot, as other programs leave them, are passed over.
 
     Args:
         root: the folder.
@@ -52,6 +53,8 @@ class FolderSource:
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        if not os.fspath(root):
+            raise FileNotFoundError("the path of the folder is empty")
         self.root = Path(root)
         if not self.root.exists():
             raise FileNotFoundError(
@@ -61,7 +64,7 @@ class FolderSource:
             raise NotADirectoryError(
                 f"not a folder: {self.root}. Expected a folder of class folders with images in them"
             )
-        self.classes = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        self.classes = sorted(entry.name for entry in os.scandir(self.root) if _is_class(entry))
         if not self.classes:
             raise FileNotFoundError(_no_classes(self.root))
         self.samples: list[tuple[str, int]] = []
@@ -108,13 +111,17 @@ class FolderSource:
         return EncodedBatch(data, sizes, self._targets[indices], names)
 
 
+def _is_class(entry: "os.DirEntry[str]") -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
 def _images_under(folder: Path) -> list[str]:
     # The order of ImageFolder: by folder, then by file.
     return [
         os.path.join(directory, name)
         for directory, _, files in sorted(os.walk(folder, followlinks=True))
         for name in sorted(files)
-        if name.lower().endswith(IMAGE_EXTENSIONS)
+        if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
     ]
 
 

@@ -80,16 +80,23 @@ def run(
     Raises:
         ValueError, FileNotFoundError, RuntimeError, ImportError: as `fastfeed.DataLoader`.
     """
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected 1 or more")
+    for name, value, low in (("steps", steps, 1), ("batch_size", batch_size, 1), ("size", size, 32)):
+        if value < low:
+            raise ValueError(f"{name} is {value}; expected {low} or more")
     where = choose_device(device)
     workers = workers or len(os.sched_getaffinity(0))
     if data is None:
         data = drawn / f"shapes-{FORMAT}"
-        print(f"Drawing a labelled set of JPEG files, once, in {data}", flush=True)
-        draw_dataset(data)
+        print(f"A labelled set of JPEG files, drawn on the first run: {data}", flush=True)
+        try:
+            draw_dataset(data)
+        except PermissionError as error:
+            raise PermissionError(
+                f"cannot draw into {data}: {error.strerror}. Name another folder with --drawn"
+            ) from None
     train, val = split(data)
+    if len(train.classes) < 2:
+        raise ValueError(f"{data} has one class, {train.classes[0]}; expected two or more class folders to tell apart")
     held_out = len(val) if val else 0
     print(f"{len(train)} training and {held_out} validation images of {len(train.classes)} classes, on {where}")
 
@@ -128,14 +135,17 @@ def run(
 def split(root: Path) -> tuple[FolderSource, FolderSource | None]:
     """Return training and validation images.
 
-    A root with train/ and val/ in it is taken as it says. Otherwise every tenth image of each class is kept for
-    validation, and there is none (None) where classes have fewer than ten.
+    A root with train/ and one of val/, valid/, validation/ or test/ in it is taken as it says. Otherwise every tenth
+    image of each class is kept for validation, and there is none (None) where classes have fewer than ten.
     """
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        train, val = FolderSource(root / "train"), FolderSource(root / "val")
-        if train.classes != val.classes:
-            raise ValueError(f"{root}/train and {root}/val have different classes: {train.classes} and {val.classes}")
-        return train, val
+    for name in ("val", "valid", "validation", "test"):
+        if (root / "train").is_dir() and (root / name).is_dir():
+            train, val = FolderSource(root / "train"), FolderSource(root / name)
+            if train.classes != val.classes:
+                raise ValueError(
+                    f"{root}/train and {root}/{name} have different classes: {train.classes} and {val.classes}"
+                )
+            return train, val
     source = FolderSource(root)
     seen: dict[int, int] = {}
     held_out = []

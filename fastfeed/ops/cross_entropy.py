@@ -1,12 +1,14 @@
 """Label-smoothed cross-entropy: ``torch.nn.functional.cross_entropy``, fused.
 
-The op works on rows of logits and class indices; its kernel stands in ``kernels/cross_entropy.py``. Whatever it
-does not cover (class weights, probability targets, more dimensions) goes to PyTorch's own function.
+The op works on rows of logits and class indices; its kernel stands in ``kernels/cross_entropy.py``. Whatever the
+kernel does not take goes to PyTorch's own function: the CPU, class weights, probability targets, more dimensions,
+float64, forward-mode differentiation and ``torch.func``.
 """
 
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,9 +28,9 @@ def cross_entropy(
     """``torch.nn.functional.cross_entropy`` (Szegedy et al., 2016, for label smoothing), in two kernels.
 
     Args:
-        input: [N, C] logits, any floating dtype. Other shapes, and [C], are computed by PyTorch.
-        target: [N] int64 class indices, 0 to C - 1, or `ignore_index`. Probabilities are computed by PyTorch.
-        weight: [C] class weights; with them PyTorch computes.
+        input: [N, C] logits; the kernel takes float32, float16 and bfloat16 on a GPU.
+        target: [N] int64 class indices, 0 to C - 1, or `ignore_index`; or what PyTorch takes besides.
+        weight: [C] class weights.
         ignore_index: target of rows that count neither in the loss nor in the mean.
         reduction: "mean" over the rows that count, "sum" or "none".
         label_smoothing: 0 to 1.
@@ -41,11 +43,14 @@ def cross_entropy(
         RuntimeError: for a label_smoothing outside 0 to 1, or a target that is neither int64 nor probabilities.
         IndexError: on the CPU, for a target that is no class.
 
-    Differences from PyTorch, both deliberate: the logits of an ignored row get gradient 0 even where they are NaN or
-    inf; and on a GPU a target that is no class gives a NaN loss, not a device-side assertion that ends the process.
+    PyTorch's deprecated `size_average` and `reduce` are left out, here and in the order of arguments.
+
+    Differences of the kernel from PyTorch, all deliberate: the logits of an ignored row get gradient 0 even where they
+    are NaN or inf; a target that is no class gives a NaN loss, not a device-side assertion that ends the process; and
+    a sum of float16 losses is rounded once, at its end.
     """
-    fused = input.dim() == 2 and input.shape[1] > 0 and target.dim() == 1 and target.dtype == torch.int64
-    if not fused or weight is not None:
+    rows = input.dim() == 2 and input.shape[1] > 0 and target.dim() == 1 and target.dtype == torch.int64
+    if not rows or weight is not None or not _kernel_takes(input):
         return F.cross_entropy(input, target, weight, None, ignore_index, None, reduction, label_smoothing)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{reduction!r} is not a valid value for reduction; expected 'mean', 'sum' or 'none'")
@@ -71,7 +76,17 @@ def cross_entropy(
     return result if autocast else result.to(input.dtype)
 
 
-# --- The eager reference: the same function of rows, and its derivative --------------------------------------
+def _kernel_takes(input: Tensor) -> bool:
+    if not can_run(input.device) or input.dtype not in _KERNEL_DTYPES:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    # The op knows reverse mode alone: forward mode would silently lose its tangent, torch.func fail obscurely.
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor(input)
+    return not transformed and forward_ad.unpack_dual(input).tangent is None
+
+
+# --- The eager reference: what the kernel computes, and the op where it is called without one -----------------
 
 
 def _forward_reference(

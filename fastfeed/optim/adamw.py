@@ -79,10 +79,10 @@ class _Part(NamedTuple):
 class AdamW(Optimizer):
     """AdamW with one kernel launch per parameter group and device.
 
-    The arguments, the update and the state dict are those of :class:`torch.optim.AdamW`; a checkpoint of either
-    loads into the other. The kernel takes fp32 parameters, on CUDA, whose elements fill their memory without
-    holes in the same order as those of their gradients. On the CPU such parameters, of any dtype, are stepped
-    by torch's own fused optimizer, which is the same mathematics; all others by eager PyTorch.
+    The update, the state dict and the arguments that are here are those of :class:`torch.optim.AdamW`; a
+    checkpoint of either loads into the other. The kernel takes fp32 parameters, on CUDA, whose elements fill
+    their memory without holes in the same order as those of their gradients. On the CPU such parameters, of any
+    dtype, are stepped by torch's own fused optimizer, which is the same mathematics; all others by eager PyTorch.
 
     Args:
         params: parameters, named parameters, or dicts that define parameter groups.

@@ -1,5 +1,7 @@
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -262,7 +264,9 @@ def test_a_file_that_vanished_is_named(tmp_path):
     ({"transform": lambda x: x}, TypeError, "transform is function; expected a Transform"),
     ({"dtype": torch.int8}, ValueError, "dtype is torch.int8"),
     ({"device": "mps"}, ValueError, "device is 'mps'; expected 'cpu', 'cuda'"),
-    ({"device": "gpu"}, RuntimeError, "gpu"),
+    ({"device": "gpu"}, RuntimeError, "device is 'gpu', which is none; expected 'cpu', 'cuda' or"),
+    ({"device": ""}, RuntimeError, "device is '', which is none"),
+    ({"seed": 2**64}, ValueError, "seed is 18446744073709551616"),
     ({"shufle": True}, TypeError, "shufle"),
 ])  # fmt: skip
 def test_bad_arguments(folder, options, error, message):
@@ -304,6 +308,63 @@ def test_an_extension_without_cuda_asked_to_use_it(folder, monkeypatch):
         loader(folder, device="cuda:0")
     with pytest.warns(UserWarning, match="there is a GPU, but .* built without CUDA"):
         assert loader(folder, device=None).device.type == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_gpu_by_its_number_where_there_is_none(folder):
+    with pytest.raises(RuntimeError, match="device is 0, but PyTorch sees no NVIDIA GPU"):
+        loader(folder, device=0)
+
+
+def test_a_default_device_changes_nothing(folder):
+    expected = epoch(loader(folder))
+    with torch.device("meta"):
+        got = epoch(loader(folder))
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
+def test_copies_give_the_same_batches(folder):
+    data = loader(folder, shuffle=True)
+    list(data)
+    expected = None
+    for copied in (data, copy.deepcopy(data), pickle.loads(pickle.dumps(data))):
+        copied.epoch = 5
+        images, target = epoch(copied)
+        expected = (images, target) if expected is None else expected
+        assert torch.equal(images, expected[0])
+        assert torch.equal(target, expected[1])
+
+
+def test_a_forked_child_can_use_its_parents_loader(folder):
+    script = f"""
+import os, sys
+import fastfeed
+data = fastfeed.DataLoader({str(folder)!r}, 4, transform=fastfeed.transforms.train(16), device="cpu")
+list(data)
+child = os.fork()
+count = len(list(data))
+if child == 0:
+    os._exit(count)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), count)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout.strip()) == (0, "4 4"), result.stderr
+
+
+@pytest.mark.parametrize("what", ["empty", "cut in the data"])
+def test_failed_epochs_leave_no_threads(tmp_path, what):
+    spoil, error_type = BAD_FILES[what]
+    write_folder(tmp_path, {"a": 4}, sizes=((64, 64),))
+    bad = tmp_path / "a" / "002.jpg"
+    bad.write_bytes(spoil(bad.read_bytes()))
+    data = loader(tmp_path, 2, transform=transforms.eval(64, resize=64))
+    counts = []
+    for _ in range(6):
+        with pytest.raises(error_type, match=r"002\.jpg"):
+            list(data)
+        counts.append(len(os.listdir("/proc/self/task")))
+    assert max(counts[1:]) <= counts[1]  # the first error may start threads that DALI keeps for all
 
 
 def test_without_dali_the_error_gives_the_pip_line(folder):

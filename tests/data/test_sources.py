@@ -167,7 +167,32 @@ def test_unreadable_files_are_named(tmp_path):
         source.read(np.array([0, 1, 2]))
 
 
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    (tmp_path / "class").mkdir()
+    os.mkfifo(tmp_path / "class" / "a.jpg")  # with no writer: to open it as a file would wait for one
+    with pytest.raises(OSError, match=r"Invalid argument.*a\.jpg"):
+        FolderSource(tmp_path).read(np.array([0]))
+
+
+def test_a_file_larger_than_memory_is_named(tmp_path):
+    (tmp_path / "class").mkdir()
+    with open(tmp_path / "class" / "a.jpg", "wb") as file:
+        file.truncate(2**43)  # takes no room on disk
+    with pytest.raises(OSError, match=r"Cannot allocate memory.*a\.jpg"):
+        FolderSource(tmp_path).read(np.array([0]))
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path):
+    write_folder(tmp_path, {"a": 1, ".cache": 1})
+    (tmp_path / "a" / "._000.jpg").write_bytes(b"a resource fork")
+    source = FolderSource(tmp_path)
+    assert source.classes == ["a"]
+    assert [os.path.basename(p) for p, _ in source.samples] == ["000.jpg"]
+
+
 def test_folders_that_are_no_dataset(tmp_path):
+    with pytest.raises(FileNotFoundError, match="the path of the folder is empty"):
+        FolderSource("")
     with pytest.raises(FileNotFoundError, match="no such folder: .*/absent"):
         FolderSource(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="no class folders in"):

@@ -29,6 +29,7 @@ def path(request, monkeypatch):
     """Run a test once through the Triton kernel and once through the eager reference."""
     if request.param == "reference":
         monkeypatch.setattr(op, "can_run", lambda device: False)
+        monkeypatch.setattr(op, "_kernel_takes", lambda input: True)
     else:
         assert op.can_run(torch.device(DEVICE)), "the tests must reach the kernel; is TRITON_INTERPRET set?"
     return request.param
@@ -320,3 +321,49 @@ def test_gpu_cuda_graph():
     expected, expected_dx = gradients(cross_entropy, logits, target, torch.ones((), device="cuda"), label_smoothing=0.1)
     assert torch.equal(loss, expected)
     assert torch.equal(dx, expected_dx)
+
+
+def test_the_cpu_runs_pytorchs_own(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    logits, target = (t.cpu() for t in make(6, 5))
+    monkeypatch.setattr(op, "_forward", None)  # not reached
+    assert torch.equal(
+        cross_entropy(logits, target, label_smoothing=0.1), F.cross_entropy(logits, target, label_smoothing=0.1)
+    )
+
+
+def test_forward_mode_and_function_transforms_are_pytorchs_own():
+    logits, target = make(6, 5)
+    tangent = torch.randn_like(logits)
+
+    def ours(x):
+        return cross_entropy(x, target, label_smoothing=0.1)
+
+    def theirs(x):
+        return F.cross_entropy(x, target, label_smoothing=0.1)
+
+    for transform in (
+        lambda f: torch.func.jvp(f, (logits,), (tangent,)),
+        lambda f: torch.func.grad(f)(logits),
+        lambda f: torch.func.hessian(f)(logits),
+        lambda f: torch.func.vmap(f)(torch.stack([logits, tangent])),
+    ):
+        torch.testing.assert_close(transform(ours), transform(theirs))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(logits, tangent)
+        results = [torch.autograd.forward_ad.unpack_dual(f(dual)).tangent for f in (ours, theirs)]
+    assert results[0] is not None
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_logits_that_are_no_floats_are_refused_as_by_pytorch(dtype):
+    logits, target = make(6, 5)
+    with pytest.raises(NotImplementedError):
+        cross_entropy(logits.to(dtype), target)
+
+
+def test_meta_tensors():
+    loss = cross_entropy(torch.empty(6, 5, device="meta"), torch.empty(6, dtype=torch.int64, device="meta"))
+    assert loss.device.type == "meta"
+    assert loss.shape == ()

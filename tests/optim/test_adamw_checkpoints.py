@@ -65,6 +65,22 @@ def test_flags_of_a_checkpoint_do_not_matter(path, flags):
     assert_same(ours, theirs, **CLOSE)
 
 
+def test_every_group_of_a_checkpoint_is_read(path):
+    theirs = torch.optim.AdamW([{"params": parameters()[:3]}, {"params": parameters()[3:], "lr": 0.1}])
+    train(theirs, range(2))
+    state = state_of(theirs)
+    state["param_groups"][1]["lr"] = torch.tensor(0.1)  # as a capturable optimizer keeps it
+    ours = AdamW([{"params": copies([p for g in theirs.param_groups for p in g["params"]])[:3]}, {"params": []}])
+    ours.param_groups[1]["params"] = copies([p for g in theirs.param_groups for p in g["params"]])[3:]
+    ours.load_state_dict(state)
+    assert [type(group["lr"]) for group in ours.param_groups] == [float, float]
+    assert all(
+        ours.state[p]["step"].device == p.device for g in ours.param_groups for p in g["params"] if ours.state[p]
+    )
+    train(ours, range(2, 4)), train(theirs, range(2, 4))
+    assert_same(ours, theirs, **CLOSE)
+
+
 def test_checkpoint_of_a_contiguous_model_in_channels_last(calls):
     before = torch.optim.AdamW([torch.nn.Parameter(torch.rand(8, 3, 3, 3, device=DEVICE))])
     (q,) = train(before, range(1, 3))
