@@ -50,15 +50,19 @@ def assert_sees(case, **wrong):
             case.check(provider)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cross_entropy_check(dtype):
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float32), pytest.param("cuda", torch.bfloat16, marks=pytest.mark.gpu)]
+)
+def test_cross_entropy_check(device, dtype):
+    options = Options(torch.device(device), quick=True)
+
     def smoothed(smoothing):
         def loss(logits, target, label_smoothing):
             return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
 
         return lambda case: _step(loss, case.logits, case.target)
 
-    assert_sees(CrossEntropyCase(CPU, (32, 100), dtype), unsmoothed=smoothed(0.0), other=smoothed(0.12))
+    assert_sees(CrossEntropyCase(options, (32, 100), dtype), unsmoothed=smoothed(0.0), other=smoothed(0.12))
 
 
 def test_adamw_check(monkeypatch):
