@@ -44,7 +44,11 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[type[Case]] | N
         parser.error("TRITON_INTERPRET is set, and the speed of Triton's interpreter is not worth knowing: unset it")
     machine = environment(options.device)
     if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
+        try:
+            args.output.mkdir(parents=True, exist_ok=True)
+            (args.output / "results.jsonl").touch()
+        except OSError as error:
+            parser.error(f"-o {args.output}: {error.strerror}")
     failures = 0
     with open(args.output / "results.jsonl", "w") if args.output is not None else nullcontext() as file:
         print(header(machine), flush=True)

@@ -257,3 +257,11 @@ def test_end_to_end(device, tmp_path):
     assert all(row["gb_per_s"] > 0 for row in rows)
     assert done.stdout.count("\nfinish ") == len(rows)
     assert torch.__version__ in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_the_command_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--filter", "finish", "--device", "cpu", "-o", str(tmp_path / "file" / "results")])
+    assert stopped.value.code == 2
+    assert "file/results: Not a directory" in capsys.readouterr().err

@@ -47,6 +47,14 @@ def test_read_gives_the_files_bytes_sizes_and_targets(tmp_path, threads):
         assert name == path
 
 
+def test_files_are_closed(tmp_path):
+    source = FolderSource(write_folder(tmp_path, {"a": 5}))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        source.read(np.arange(5))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 FORMATS = [
     ("baseline.jpg", {"quality": 80}),
     ("progressive.jpg", {"progressive": True, "quality": 80}),
