@@ -72,6 +72,20 @@ def test_fastfeed_cuda(setup, monkeypatch, mode, nvcc, expected):
         assert functions["cuda_toolkit"]() == expected
 
 
+@pytest.mark.parametrize(("local", "command", "expected"), [
+    ("", "bdist_wheel", ""), ("1", "bdist_wheel", "+cpu"), ("1", "sdist", ""),
+])  # fmt: skip
+def test_the_version_names_the_build_on_request(monkeypatch, local, command, expected):
+    versions = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("setuptools.setup", lambda version, **_: versions.append(version))
+    monkeypatch.setattr(sys, "argv", ["setup.py", command])
+    monkeypatch.setenv("FASTFEED_CUDA", "0")
+    monkeypatch.setenv("FASTFEED_LOCAL_VERSION", local)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert versions == [fastfeed.__version__ + expected]
+
+
 def test_build_without_cuda(tmp_path):
     """An extension of C++ alone works on the CPU and says that it has no CUDA."""
     command = [

@@ -3,6 +3,7 @@
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ def compare_loaders(
         ),
     ]
     rates: list[list[float]] = [[], []]
-    with tqdm(total=2 * (COMPARISON_ROUNDS + 1), desc="Comparing loaders", unit="epoch", disable=None) as progress:
+    with _progress(2 * (COMPARISON_ROUNDS + 1), "Comparing loaders", "epoch") as progress:
         for i in range(COMPARISON_ROUNDS + 1):
             for loader, measured in zip(loaders, rates, strict=True):
                 start = time.perf_counter()
@@ -202,7 +203,7 @@ def train_model(model: nn.Module, loader: DataLoader, steps: int) -> tuple[list[
     start = 0.0
     batches = _forever(loader)
     model.train()
-    with tqdm(total=steps, desc="Training", unit="step", disable=None) as progress:
+    with _progress(steps, "Training", "step") as progress:
         for step in range(steps):
             asked = time.perf_counter()
             images, target = next(batches)
@@ -220,7 +221,7 @@ def train_model(model: nn.Module, loader: DataLoader, steps: int) -> tuple[list[
             losses.append(loss.detach())
             progress.update()
             if step % 10 == 0 or step == steps - 1:
-                progress.set_postfix(loss=f"{float(losses[-1]):.3f}")
+                progress.set_postfix({"loss": f"{float(losses[-1]):.3f}"}, refresh=False)
     total = time.perf_counter() - start
     return torch.stack(losses).tolist(), steps * loader.batch_size / total, waited / total
 
@@ -263,6 +264,11 @@ def table(result: Result, workers: int) -> str:
     width = max(len(name) for name, _ in rows)
     line = "-" * (width + 34)
     return "\n".join([line, *(f"{name:<{width}}   {value}" for name, value in rows), line])
+
+
+def _progress(total: int, what: str, unit: str) -> "tqdm[None]":
+    # A log keeps every line that a terminal overwrites: there a few are enough.
+    return tqdm(total=total, desc=what, unit=unit, mininterval=0.2 if sys.stderr.isatty() else 15)
 
 
 def _forever(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
