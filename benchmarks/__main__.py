@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks run | list``, from the root of a checkout."""
+"""The command line: ``python -m benchmarks run | list | report | compare``, from the root of a checkout."""
 
 import argparse
 import json
@@ -9,11 +9,16 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.case import Case, Options, label, select
 from benchmarks.cases import all_cases
-from benchmarks.environment import environment
-from benchmarks.harness import Case, Options, label, measure_case, select
+from benchmarks.environment import cores, environment
+from benchmarks.harness import measure_case
+from benchmarks.machine import ceilings, keep_freed_memory
+from benchmarks.results import FILE, device_folder
 from benchmarks.table import header, line
 from fastfeed import kernels
+
+_ON_DEVICE = Path("<device>")  # stands for the folder of this device
 
 
 def main(arguments: Sequence[str] | None = None, cases: Sequence[type[Case]] | None = None) -> int:
@@ -28,39 +33,58 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[type[Case]] | N
     """
     parser = _parser()
     args = parser.parse_args(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no NVIDIA GPU (torch.cuda.is_available() is False)")
-    options = Options(torch.device(args.device), args.quick, args.data)
-    selected = select(all_cases() if cases is None else cases, options, args.filter)
-    if not selected:
-        parser.error(f"--filter {args.filter}: no such row; `python -m benchmarks list` shows them all")
+    return args.handle(parser, args, all_cases() if cases is None else cases)
 
-    if args.command == "list":
-        for case, parameters in selected:
-            print(f"{label(case, parameters)}: {', '.join(case.providers)}")
-        return 0
 
+def _list(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> int:
+    for case, parameters in _selected(parser, args, cases):
+        print(f"{label(case, parameters)}: {', '.join(case.providers)}")
+    return 0
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> int:
     if kernels.interpreted():
         parser.error("TRITON_INTERPRET is set, and the speed of Triton's interpreter is not worth knowing: unset it")
+    selected = _selected(parser, args, cases)
+    options = _options(args)
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
     machine = environment(options.device)
-    if args.output is not None:
+    folder = device_folder(machine) if args.output == _ON_DEVICE else args.output
+    if folder is not None:
         try:
-            args.output.mkdir(parents=True, exist_ok=True)
-            (args.output / "results.jsonl").touch()
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / FILE).touch()
         except OSError as error:
-            parser.error(f"-o {args.output}: {error.strerror}")
+            parser.error(f"-o {folder}: {error.strerror}")
+    limits = ceilings(options.device)
     failures = 0
-    with open(args.output / "results.jsonl", "w") if args.output is not None else nullcontext() as file:
-        print(header(machine), flush=True)
+    with open(folder / FILE, "w") if folder is not None else nullcontext() as file:
+        print(header(machine | limits._asdict()), flush=True)
         for case, parameters in selected:
-            for row in measure_case(case, parameters, options):
+            for row in measure_case(case, parameters, options, limits):
                 print(line(row), flush=True)
-                failures += row["status"] != "ok"
+                failures += row["status"] in ("wrong", "failed")
                 if file is not None:
-                    print(json.dumps(row | machine), file=file, flush=True)
+                    print(json.dumps(row | machine | limits._asdict()), file=file, flush=True)
+    if folder is not None:
+        print(f"\nresults  {folder / FILE}")
     if failures:
         print(f"\n{failures} rows are wrong or failed", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    return Options(torch.device(args.device), args.quick, args.data, args.threads)
+
+
+def _selected(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> list:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no NVIDIA GPU (torch.cuda.is_available() is False)")
+    selected = select(cases, _options(args), args.filter)
+    if not selected:
+        parser.error(f"--filter {args.filter}: no such row; `python -m benchmarks list` shows them all")
+    return selected
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,12 +105,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a folder of class folders: feed its photographs to the loaders, at 224 x 224, instead of drawn images",
     )
+    rows.add_argument(
+        "--threads",
+        type=_positive,
+        default=cores(),
+        metavar="N",
+        help="threads for an operation on the CPU, and workers of the loaders; one per core by default",
+    )
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure fastfeed against PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", parents=[rows], help="check and time every row, and print a table")
-    run.add_argument("-o", "--output", type=Path, metavar="DIR", help="write DIR/results.jsonl, one object per row")
-    commands.add_parser("list", parents=[rows], help="print the rows and their providers, and time nothing")
+    run.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        nargs="?",
+        const=_ON_DEVICE,
+        metavar="DIR",
+        help=f"write DIR/{FILE}, one object per row; without DIR, where results of this device are kept",
+    )
+    run.set_defaults(handle=_run)
+    list_ = commands.add_parser("list", parents=[rows], help="print the rows and their providers, and time nothing")
+    list_.set_defaults(handle=_list)
     return parser
 
 
@@ -94,6 +135,12 @@ def _folder(text: str) -> Path:
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"no such folder: {text}")
     return Path(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return int(text)
 
 
 if __name__ == "__main__":

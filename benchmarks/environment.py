@@ -3,31 +3,41 @@
 import os
 import platform
 import subprocess
-from importlib import metadata
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import fastfeed
+from benchmarks.peers import version
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return the machine and the versions, ready for JSON; None for what is not there."""
+    """Return the machine and the versions, with the names of a row's fields; None for what is not there."""
     on_gpu = device.type == "cuda"
+    driver = nvidia_smi(device, "driver_version") if on_gpu else None
     return {
         "device": device.type,
         "cpu": _cpu_name(),
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
+        "memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
+        "driver": driver[0] if driver else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_gpu else None,
-        "triton": _version("triton"),
-        "dali": _version("nvidia-dali-cuda130") or _version("nvidia-dali-cuda120"),
+        "triton": version("triton"),
+        "dali": version("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
         "fastfeed": fastfeed.__version__,
         "commit": _commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
@@ -39,11 +49,17 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _version(distribution: str) -> str | None:
+def nvidia_smi(device: torch.device, *fields: str) -> list[str] | None:
+    """Return what nvidia-smi says about a GPU, a string per field, or None if it says nothing."""
+    # By its identity: under CUDA_VISIBLE_DEVICES its number here is another one.
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
         return None
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return values if len(values) == len(fields) else None
 
 
 def _commit() -> str | None:

@@ -1,177 +1,215 @@
-"""What a case is, and how it becomes rows: its providers are checked first, and only then timed."""
+"""How a case becomes rows: its providers are checked first, and only then timed, in turn."""
 
 import shlex
+import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
-import torch
-
-from benchmarks.timing import Band, Run, Timer, gpu_timer, measure, wall_timer
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for.
-
-    Attributes:
-        device: where to run.
-        quick: a subset of the rows, and less time for each.
-        data: a folder of class folders with photographs, instead of drawn images.
-    """
-
-    device: torch.device
-    quick: bool = False
-    data: Path | None = None
-
-    @property
-    def budget(self) -> float:
-        """Seconds of measured work per set of parameters, as `timing.measure` has it."""
-        return 1.0 if self.quick else 10.0
+from benchmarks import gpu_timing
+from benchmarks.case import COMPILED, Case, Options, dtype_name, label, shape_name
+from benchmarks.machine import Ceilings, Watch
+from benchmarks.peers import Absent, version
+from benchmarks.timing import Band, Run, Sample, Timer, measure, stretches, wall_timer
 
 
-class Case:
-    """One operation, done by several providers. To add one, add a file with a subclass to benchmarks/cases/.
-
-    An instance holds the inputs for one entry of `parameters`; all its providers work on them.
-
-    Attributes:
-        name: of the operation.
-        providers: name -> builder. A builder gets the instance and returns a `Run`.
-        baseline: the provider that the others are checked against and compared with.
-        wall_clock: time on the host's clock even on a GPU, for runs in which the host does much of the work.
-        tolerance: keyword arguments of torch.testing.assert_close, for `check`.
-        bytes_per_run: the fewest bytes that a run can move, or None. Gives GB/s.
-        images_per_run: how many images a run yields, or None. Gives img/s.
-    """
-
-    name: ClassVar[str]
-    providers: ClassVar[dict[str, Callable[[Any], Run]]]
-    baseline: ClassVar[str]
-    wall_clock: ClassVar[bool] = False
-    tolerance: ClassVar[dict[str, Any]] = {}
-    bytes_per_run: int | None = None
-    images_per_run: int | None = None
-
-    @classmethod
-    def parameters(cls, options: Options) -> list[dict[str, Any]]:
-        """Return the table of what to measure: the other arguments of `__init__`, one dict per set of rows.
-
-        Each has a `shape`, a tuple of ints or a name, and a torch `dtype`, which together are unique. With
-        `options.quick` it is a subset.
-        """
-        raise NotImplementedError
-
-    def __init__(self, options: Options, shape: Any, dtype: torch.dtype) -> None:
-        raise NotImplementedError
-
-    def check(self, provider: str) -> None:
-        """Raise AssertionError unless `provider` computes what the baseline does."""
-        expected = self.providers[self.baseline](self)()
-        torch.testing.assert_close(self.providers[provider](self)(), expected, **self.tolerance)
-
-    def close(self) -> None:
-        """Give back what outlives the instance, such as files."""
-
-
-class Failure(NamedTuple):
-    """Why a provider is not timed: status, as in a row, and reason."""
+class Verdict(NamedTuple):
+    """What came of a provider's check, with the names of a row's fields."""
 
     status: str
-    reason: str
-
-
-def label(case: type[Case], parameters: dict[str, Any]) -> str:
-    """Return what `--filter` looks into: name/shape/dtype."""
-    return "/".join((case.name, _shape(parameters), _dtype(parameters)))
-
-
-def select(cases: Sequence[type[Case]], options: Options, text: str = "") -> list[tuple[type[Case], dict[str, Any]]]:
-    """Return each case with each of its parameters, if `text` is part of their label."""
-    table = [(case, parameters) for case in cases for parameters in case.parameters(options)]
-    return [(case, parameters) for case, parameters in table if text in label(case, parameters)]
+    reason: str | None = None
+    max_error: float | None = None
 
 
 def measure_case(
-    case: type[Case], parameters: dict[str, Any], options: Options, timer: Timer | None = None
+    case: type[Case],
+    parameters: dict[str, Any],
+    options: Options,
+    ceilings: Ceilings,
+    timer: Timer | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Check and time all providers of a case on one set of its parameters.
 
+    Args:
+        case: the case.
+        parameters: one of `case.parameters(options)`.
+        options: what the user asked for.
+        ceilings: of this machine.
+        timer: the one that goes with the case and the device, by default.
+
     Yields:
-        A row per provider, ready for JSON. `status` is "ok"; "wrong" for one that differs from the baseline; or
-        "failed" for one that raises or has no sound baseline. Only "ok" rows are timed.
+        The part of a `results.Row`, per provider, that does not describe the machine.
     """
-    failures: dict[str, Failure] = {}
-    seconds: dict[str, list[float]] = {}
-    instance = None
-    try:
-        instance = case(options, **parameters)
-        failures = _check_all(instance)
-        runs = {name: build(instance) for name, build in case.providers.items() if name not in failures}
-        if runs:
-            seconds = measure(runs, timer or _timer(case, options.device), options.budget)
-    except Exception as error:
-        failures = dict.fromkeys(case.providers, _failure(error))
-    finally:
-        if instance is not None:
-            instance.close()
+    watch = Watch(options.device)
+    verdicts: dict[str, Verdict] = {}
+    measured: dict[str, dict[str, Any]] = {}
+    work: dict[str, int | None] = dict.fromkeys(("bytes", "flops", "images"))
+    with ExitStack() as stack:
+        try:
+            instance = case(options, **parameters)
+            stack.callback(instance.close)
+            work = {"bytes": instance.bytes_per_run, "flops": instance.flops_per_run, "images": instance.images_per_run}
+            verdicts = _check_all(instance)
+            sound = [name for name, verdict in verdicts.items() if verdict.status == "ok"]
+            if sound:
+                measured = _time(instance, parameters, options, sound, timer, stack)
+                for name in sound:
+                    measured[name]["timeline"] = instance.timeline(name)
+        except Exception as error:
+            verdicts, measured = dict.fromkeys(case.providers, _failure(error)), {}
+        state = watch.state()
 
     for provider in case.providers:
-        status, reason = failures.get(provider, ("ok", None))
+        numbers = measured.get(provider, _NOTHING)
         yield {
             "op": case.name,
-            "shape": _shape(parameters),
-            "dtype": _dtype(parameters),
+            "direction": case.direction,
+            "shape": shape_name(parameters),
+            "dtype": dtype_name(parameters),
             "provider": provider,
+            "version": version(case.packages.get(provider, "fastfeed" if provider == "fastfeed" else "torch")),
             "baseline": case.baseline,
-            "status": status,
-            "reason": reason,
-            **_numbers(instance, seconds.get(provider), seconds.get(case.baseline)),
+            **verdicts[provider]._asdict(),
+            **_NOTHING,
+            **numbers,
+            **work,
+            **_rates(numbers, work, ceilings),
             "command": _command(label(case, parameters), options),
+            **state,
         }
 
 
-def _timer(case: type[Case], device: torch.device) -> Timer:
-    return wall_timer(device) if case.wall_clock or device.type == "cpu" else gpu_timer(device)
-
-
-def _check_all(case: Case) -> dict[str, Failure]:
-    """Return what is the matter with each provider that must not be timed."""
-    failures = {}
+def _check_all(case: Case) -> dict[str, Verdict]:
+    verdicts = {}
     for provider in case.providers:
         try:
-            case.check(provider)
+            verdicts[provider] = Verdict("ok", max_error=case.check(provider))
         except Exception as error:
-            failures[provider] = _failure(error)
-    if case.baseline in failures:
-        unsound = Failure("failed", f"{case.baseline}, the baseline, is not sound")
-        failures = dict.fromkeys(case.providers, unsound) | {case.baseline: failures[case.baseline]}
-    return failures
+            verdicts[provider] = _failure(error)
+    if verdicts[case.baseline].status != "ok":
+        unsound = Verdict("failed", f"{case.baseline}, the baseline, is not sound")
+        verdicts = {name: verdict if name == case.baseline else unsound for name, verdict in verdicts.items()}
+    return verdicts
 
 
-def _failure(error: Exception) -> Failure:
+def _failure(error: Exception) -> Verdict:
     reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Absent):
+        return Verdict("absent", reason)
     if isinstance(error, AssertionError):
-        return Failure("wrong", reason)
+        return Verdict("wrong", reason)
     traceback.print_exception(error)  # to stderr: the row has no room for where it happened
-    return Failure("failed", reason)
+    return Verdict("failed", reason)
 
 
-def _numbers(case: Case | None, seconds: list[float] | None, baseline: list[float] | None) -> dict[str, Any]:
-    """The measured part of a row: times in µs, rates at the median time; None for what was not measured."""
-    time = Band.of(seconds) if seconds else None
-    speedup = Band.of([b / s for b, s in zip(baseline, seconds, strict=True)]) if seconds and baseline else None
-    moved, images = (case.bytes_per_run, case.images_per_run) if case is not None else (None, None)
+# A row's measured fields, for a provider that was not timed.
+_NOTHING: dict[str, Any] = {
+    "timing": None,
+    "rounds": 0,
+    **dict.fromkeys(("p20_us", "p50_us", "p80_us", "samples_us", "host_us", "launches", "cores_used", "peak_bytes")),
+    **dict.fromkeys(("speedup_p20", "speedup_p50", "speedup_p80", "speedup_samples", "speedup_compiled", "timeline")),
+}
+
+
+def _time(
+    instance: Case,
+    parameters: dict[str, Any],
+    options: Options,
+    providers: list[str],
+    timer: Timer | None,
+    stack: ExitStack,
+) -> dict[str, dict[str, Any]]:
+    """Return the measured fields of each provider. Instances made here are closed by `stack`."""
+    on_gpu = options.device.type == "cuda" and not instance.wall_clock
+    runs = {name: instance.providers[name](instance) for name in providers}
+    apart = {name: _apart(run, options) if on_gpu else {} for name, run in runs.items()}
+    if not on_gpu:
+        timing, timed = "wall", runs
+        timer = timer or wall_timer(options.device)
+    else:
+        timing, timed, timer = _gpu_runs(instance, parameters, options, runs, apart, stack)
+    samples = measure(timed, timer, options.budget)
+
+    def fields(name: str) -> dict[str, Any]:
+        seconds = [sample.seconds for sample in samples[name]]
+        speedups = _ratios(samples, instance.baseline, name)
+        return {
+            "timing": timing,
+            "rounds": len(seconds),
+            **{f"{percentile}_us": value * 1e6 for percentile, value in Band.of(seconds)._asdict().items()},
+            "samples_us": [value * 1e6 for value in stretches(seconds)],
+            "cores_used": sum(s.processor for s in samples[name]) / sum(seconds) if timing == "wall" else None,
+            **{f"speedup_{percentile}": value for percentile, value in Band.of(speedups)._asdict().items()},
+            "speedup_samples": stretches(speedups),
+            "speedup_compiled": Band.of(_ratios(samples, COMPILED, name)).p50 if COMPILED in samples else None,
+            **apart[name],
+        }
+
+    return {name: fields(name) for name in providers}
+
+
+def _ratios(samples: dict[str, list[Sample]], slower: str, faster: str) -> list[float]:
+    return [a.seconds / b.seconds for a, b in zip(samples[slower], samples[faster], strict=True)]
+
+
+def _apart(run: Run, options: Options) -> dict[str, Any]:
+    """What is measured on a GPU apart from the device's time, one provider after the other."""
+    run()
     return {
-        "rounds": len(seconds) if seconds else 0,
-        **{f"{key}_us": time and getattr(time, key) * 1e6 for key in Band._fields},
-        "bytes": moved,
-        "gb_per_s": moved / time.p50 / 1e9 if moved and time else None,
-        "images": images,
-        "img_per_s": images / time.p50 if images and time else None,
-        **{f"speedup_{key}": speedup and getattr(speedup, key) for key in Band._fields},
+        "host_us": gpu_timing.host_seconds(run, options.device) * 1e6,
+        "launches": gpu_timing.launches(run, options.device),
+        "peak_bytes": gpu_timing.peak_bytes(run, options.device),
+    }
+
+
+def _gpu_runs(
+    instance: Case,
+    parameters: dict[str, Any],
+    options: Options,
+    runs: dict[str, Run],
+    apart: dict[str, dict[str, Any]],
+    stack: ExitStack,
+) -> tuple[str, dict[str, Run], Timer]:
+    """Return how to time on a GPU, what, and with which timer: all providers alike, so that ratios are fair."""
+    device = options.device
+    if instance.graphs:
+        copies = gpu_timing.copies_to_fill_l2(instance.bytes_per_run, device)
+        others = []
+        for _ in range(copies - 1):
+            others.append(type(instance)(options, **parameters))
+            stack.callback(others[-1].close)
+        try:
+            builders = instance.providers
+            graphs = {
+                name: gpu_timing.capture([run, *(builders[name](other) for other in others)], device)
+                for name, run in runs.items()
+            }
+            return "graph", graphs, gpu_timing.graph_timer(device, copies)
+        except RuntimeError as error:
+            print(f"{label(type(instance), parameters)}: not captured in a CUDA graph: {error}", file=sys.stderr)
+    slowest = max(numbers["host_us"] for numbers in apart.values()) / 1e6
+    return "events", runs, gpu_timing.event_timer(device, slowest)
+
+
+def _rates(numbers: dict[str, Any], work: dict[str, int | None], ceilings: Ceilings) -> dict[str, float | None]:
+    """Return the work over the median time, and in percent of what the machine can do."""
+    us = numbers["p50_us"]
+
+    def per_second(amount: int | None, unit: float) -> float | None:
+        return amount / us * 1e6 / unit if amount is not None and us is not None else None
+
+    gb_per_s = per_second(work["bytes"], 1e9)
+
+    def percent(ceiling: float | None) -> float | None:
+        return 100 * gb_per_s / ceiling if gb_per_s is not None and ceiling is not None else None
+
+    return {
+        "gb_per_s": gb_per_s,
+        "percent_of_copy": percent(ceilings.copy_gb_per_s),
+        "percent_of_peak": percent(ceilings.peak_gb_per_s),
+        "tflop_per_s": per_second(work["flops"], 1e12),
+        "img_per_s": per_second(work["images"], 1),
     }
 
 
@@ -179,13 +217,5 @@ def _command(label: str, options: Options) -> str:
     command = ["python", "-m", "benchmarks", "run", "--filter", label, "--device", options.device.type]
     command += ["--quick"] if options.quick else []
     command += ["--data", str(options.data)] if options.data else []
+    command += ["--threads", str(options.threads)]
     return shlex.join(command)
-
-
-def _shape(parameters: dict[str, Any]) -> str:
-    shape = parameters["shape"]
-    return shape if isinstance(shape, str) else "x".join(map(str, shape))
-
-
-def _dtype(parameters: dict[str, Any]) -> str:
-    return str(parameters["dtype"]).removeprefix("torch.")

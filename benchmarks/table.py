@@ -2,7 +2,7 @@
 
 from typing import Any
 
-_COLUMNS = {"op": 14, "shape": 13, "dtype": 8, "provider": 8, "p20": 10, "p50": 10, "p80": 10, "rate": 11}
+_COLUMNS = {"op": 14, "shape": 13, "dtype": 8, "provider": 14, "p20": 10, "p50": 10, "p80": 10, "rate": 11}
 
 
 def header(environment: dict[str, Any]) -> str:
@@ -18,6 +18,8 @@ def header(environment: dict[str, Any]) -> str:
             else f"device   {e['device']}: {processor}",
             f"versions {', '.join(versions)}, python {e['python']}",
             f"commit   {e['commit'] or 'unknown'}",
+            f"ceilings copy {e['copy_gb_per_s']:.1f} GB/s, {e['matmul_dtype']} matrix product "
+            f"{e['matmul_tflop_per_s']:.2f} TFLOP/s",
             "",
             titles,
             "-" * len(titles),
@@ -28,6 +30,8 @@ def header(environment: dict[str, Any]) -> str:
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
     cells = {name: row[name] for name in ("op", "shape", "dtype", "provider")}
+    if row["status"] == "absent":
+        return f"{_line(cells)}  absent: {row['reason']}"
     if row["status"] != "ok":
         return f"{_line(cells)}  {row['status'].upper()}, not timed: {row['reason']}"
     cells |= {name: _time(row[f"{name}_us"]) for name in ("p20", "p50", "p80")}

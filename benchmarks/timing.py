@@ -1,20 +1,30 @@
 """How runs are timed: in turn, round by round, and summed up in percentiles."""
 
+import multiprocessing
+import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 Run = Callable[[], Any]  # does the work once and returns what it computed
-Timer = Callable[[Run], float]  # does a run and returns how long it took, in seconds
 
 MIN_ROUNDS = 5  # fewer make no percentiles
 MAX_ROUNDS = 500  # more tell nothing new about a run of some µs
 
-# A write of this much leaves nothing of a run's inputs in the L2 of any GPU so far, the largest being 126 MB.
-FLUSH_BYTES = 256 << 20
+
+class Sample(NamedTuple):
+    """One timed run: the seconds it took, and the seconds that processors worked for it meanwhile."""
+
+    seconds: float
+    processor: float = 0.0
+
+
+Timer = Callable[[Run], Sample]
 
 
 class Band(NamedTuple):
@@ -30,8 +40,18 @@ class Band(NamedTuple):
         return cls(*np.percentile(values, (20, 50, 80)).tolist())
 
 
-def measure(runs: dict[str, Run], timer: Timer, budget: float) -> dict[str, list[float]]:
-    """Time the runs in turn, A B A B ..., and return the seconds of each, round by round.
+def stretches(values: Sequence[float], count: int = 10) -> list[float]:
+    """Return the medians of `count` stretches of values that follow each other, or of fewer if there are fewer values.
+
+    Neighbouring rounds are alike, so their spread says too little about the next run; that of longer stretches
+    says more.
+    """
+    parts = np.array_split(np.asarray(values), min(count, len(values)))
+    return [float(np.median(part)) for part in parts]
+
+
+def measure(runs: dict[str, Run], timer: Timer, budget: float) -> dict[str, list[Sample]]:
+    """Time the runs in turn, A B A B ..., and return the samples of each, round by round.
 
     In turn, so that a change of clock rate or a busy neighbour meets all of them alike: times of one round can be
     compared with each other when times of different rounds cannot.
@@ -42,17 +62,17 @@ def measure(runs: dict[str, Run], timer: Timer, budget: float) -> dict[str, list
         budget: seconds that the timed rounds take together, within MIN_ROUNDS and MAX_ROUNDS.
     """
 
-    def rounds(budget: float, at_least: int) -> Iterator[dict[str, float]]:
+    def rounds(budget: float, at_least: int) -> Iterator[dict[str, Sample]]:
         count, spent = 0, 0.0
         while count < at_least or (count < MAX_ROUNDS and spent < budget):
-            times = {name: timer(run) for name, run in runs.items()}
-            count, spent = count + 1, spent + sum(times.values())
-            yield times
+            samples = {name: timer(run) for name, run in runs.items()}
+            count, spent = count + 1, spent + sum(sample.seconds for sample in samples.values())
+            yield samples
 
     for _ in rounds(budget / 10, at_least=1):
         pass  # warm-up: what is compiled, allocated or started on first use, and the clock rates
     timed = list(rounds(budget, MIN_ROUNDS))
-    return {name: [times[name] for times in timed] for name in runs}
+    return {name: [samples[name] for samples in timed] for name in runs}
 
 
 def wall_timer(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> Timer:
@@ -62,30 +82,28 @@ def wall_timer(device: torch.device, clock: Callable[[], float] = time.perf_coun
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    def seconds(run: Run) -> float:
+    def sample(run: Run) -> Sample:
         wait()
-        start = clock()
+        processor, start = processor_time(), clock()
         run()
         wait()
-        return clock() - start
+        seconds = clock() - start
+        return Sample(seconds, processor_time() - processor)
 
-    return seconds
+    return sample
 
 
-def gpu_timer(device: torch.device) -> Timer:
-    """Time on the GPU, between two events, with an L2 that holds nothing of use.
+def processor_time() -> float:
+    """Return the seconds that processors have spent on this process, its threads and its worker processes."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    running = (_processor_time_of(child.pid) for child in multiprocessing.active_children())
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(running)
 
-    While the flush runs, the host queues the run behind it: launching counts only as far as it cannot keep up.
-    """
-    cache = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
 
-    def seconds(run: Run) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        cache.zero_()
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-    return seconds
+def _processor_time_of(pid: int | None) -> float:
+    try:
+        # proc_pid_stat(5): utime and stime are fields 14 and 15; field 2, in brackets, may hold spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0  # it has just ended
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

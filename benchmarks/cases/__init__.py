@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from benchmarks.harness import Case
+from benchmarks.case import Case
 
 
 def all_cases() -> list[type[Case]]:

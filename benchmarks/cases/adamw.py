@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 import fastfeed.optim
-from benchmarks.harness import Case, Options
+from benchmarks.case import Case, Options
 from benchmarks.timing import Run
 
 Shape = tuple[int, ...]
@@ -41,6 +41,8 @@ class AdamWCase(Case):
     """`fastfeed.optim.AdamW` against PyTorch's, by default (foreach on a GPU) and fused."""
 
     name = "adamw"
+    direction = "step"
+    graphs = False  # PyTorch's default counts its steps on the host
     baseline = "torch"
 
     @classmethod

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import fastfeed.functional
-from benchmarks.harness import Case, Options
+from benchmarks.case import Case, Options
 from benchmarks.timing import Run
 
 SMOOTHING = 0.1
@@ -17,6 +17,7 @@ class CrossEntropyCase(Case):
     """`fastfeed.functional.cross_entropy` against PyTorch's."""
 
     name = "cross_entropy"
+    direction = "forward+backward"
     baseline = "torch"
 
     @classmethod

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from benchmarks.harness import Case, Options
+from benchmarks.case import Case, Options
 from benchmarks.timing import Run
 from fastfeed.data.finish import Finish, finish_reference
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -14,6 +14,7 @@ class FinishCase(Case):
     """`Finish` against the same steps in eager PyTorch; half of the images are flipped."""
 
     name = "finish"
+    direction = "forward"
     baseline = "eager"
     tolerance: ClassVar = {"rtol": 0, "atol": 0, "check_stride": True}
 

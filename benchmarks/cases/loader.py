@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 import fastfeed
-from benchmarks.harness import Case, Options
+from benchmarks.case import Case, Options
 from benchmarks.timing import Run
 from fastfeed.demo.baseline import PillowFolder
 from fastfeed.demo.draw import draw_dataset
@@ -72,6 +72,7 @@ class LoaderCase(Case):
     """
 
     name = "loader"
+    direction = "epoch"
     baseline = "pillow"
     wall_clock = True
     providers: ClassVar = {name: partial(epochs, make) for name, make in LOADERS.items()}
