@@ -11,10 +11,11 @@ import torch
 
 from benchmarks.case import Case, Options, label, select
 from benchmarks.cases import all_cases
+from benchmarks.compare import compare
 from benchmarks.environment import cores, environment
 from benchmarks.harness import measure_case
 from benchmarks.machine import ceilings, keep_freed_memory
-from benchmarks.results import FILE, device_folder
+from benchmarks.results import FILE, device_folder, read_rows
 from benchmarks.table import header, line
 from fastfeed import kernels
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[type[Case]] | N
         cases: all by default.
 
     Returns:
-        0, or 1 if a row is wrong or failed.
+        0; or 1 if a row is wrong or failed, or if one of ours became slower.
     """
     parser = _parser()
     args = parser.parse_args(arguments)
@@ -72,6 +73,16 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Seque
     if failures:
         print(f"\n{failures} rows are wrong or failed", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _compare(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> int:
+    try:
+        before, after = read_rows(args.before), read_rows(args.after)
+    except ValueError as error:
+        parser.error(str(error))
+    table, worse = compare(before, after)
+    print(table)
+    return 1 if worse else 0
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -128,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(handle=_run)
     list_ = commands.add_parser("list", parents=[rows], help="print the rows and their providers, and time nothing")
     list_.set_defaults(handle=_list)
+    compare_ = commands.add_parser(
+        "compare", help="say what is faster, slower or the same in DIR2; exit with 1 if a row of fastfeed's is slower"
+    )
+    compare_.add_argument("before", type=Path, metavar="DIR1", help=f"a folder with {FILE}")
+    compare_.add_argument("after", type=Path, metavar="DIR2", help="another one")
+    compare_.set_defaults(handle=_compare)
     return parser
 
 

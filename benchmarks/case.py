@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 
 from benchmarks.environment import cores
+from benchmarks.results import COMPILED as COMPILED
 from benchmarks.results import Span
 from benchmarks.timing import Run
-
-COMPILED = "torch.compile"  # the name of every provider that is the baseline, compiled
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class Case:
         providers: name -> builder. A builder gets the instance and returns a `Run`; it raises `peers.Absent` if what
             it needs is not here.
         packages: provider -> the package it measures, where that is neither PyTorch nor ours.
+        no_peers: providers that nobody could use instead of ours: parts of ours, or bounds on what is possible.
         baseline: the provider that the others are checked against and compared with.
         wall_clock: time on the host's clock even on a GPU, for runs in which the host does much of the work.
         graphs: every provider's run can be captured in a CUDA graph: it makes no decision and no copy on the host.
@@ -61,6 +61,7 @@ class Case:
     direction: ClassVar[str]
     providers: ClassVar[dict[str, Callable[[Any], Run]]]
     packages: ClassVar[dict[str, str]] = {}
+    no_peers: ClassVar[frozenset[str]] = frozenset()
     baseline: ClassVar[str]
     wall_clock: ClassVar[bool] = False
     graphs: ClassVar[bool] = True

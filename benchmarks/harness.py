@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from benchmarks import gpu_timing
-from benchmarks.case import COMPILED, Case, Options, dtype_name, label, shape_name
+from benchmarks.case import Case, Options, dtype_name, label, shape_name
 from benchmarks.machine import Ceilings, Watch
 from benchmarks.peers import Absent, version
+from benchmarks.results import COMPILED
 from benchmarks.timing import Band, Run, Sample, Timer, measure, stretches, wall_timer
 
 
@@ -69,6 +70,7 @@ def measure_case(
             "dtype": dtype_name(parameters),
             "provider": provider,
             "version": version(case.packages.get(provider, "fastfeed" if provider == "fastfeed" else "torch")),
+            "peer": provider != "fastfeed" and provider not in case.no_peers,
             "baseline": case.baseline,
             **verdicts[provider]._asdict(),
             **_NOTHING,

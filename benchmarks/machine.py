@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.environment import nvidia_smi
 from benchmarks.gpu_timing import event_timer
-from benchmarks.timing import Band, measure, wall_timer
+from benchmarks.timing import Band, Timer, measure, wall_timer
 
 # Large enough that neither caches nor launches count, small enough for a laptop.
 COPY_BYTES = {"cuda": 2 << 30, "cpu": 256 << 20}
@@ -32,7 +32,7 @@ class Ceilings(NamedTuple):
     peak_gb_per_s: float | None
 
 
-def ceilings(device: torch.device) -> Ceilings:
+def ceilings(device: torch.device, timer: Timer | None = None) -> Ceilings:
     """Measure a copy and a matrix product in turn: random numbers, for some matrix units are faster on zeros."""
     size, dtype = MATMUL[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -40,7 +40,8 @@ def ceilings(device: torch.device) -> Ceilings:
     source = torch.randint(256, (COPY_BYTES[device.type] // 2,), dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
     runs = {"copy": lambda: copy.copy_(source), "matmul": lambda: torch.matmul(a, b, out=product)}
-    timer = event_timer(device, host_seconds=1e-4) if device.type == "cuda" else wall_timer(device)
+    if timer is None:
+        timer = event_timer(device, host_seconds=1e-4) if device.type == "cuda" else wall_timer(device)
     samples = measure(runs, timer, BUDGET)
     times = {name: Band.of([sample.seconds for sample in samples[name]]).p50 for name in runs}
     return Ceilings(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 FILE = "results.jsonl"
+COMPILED = "torch.compile"  # the name of every provider that is the baseline, compiled
 COMMITTED = Path(__file__).parent / "results"  # one folder per device
 
 
@@ -34,6 +35,7 @@ class Row(TypedDict):
         dtype: such as "bfloat16".
         provider: who does it.
         version: of the package that does it.
+        peer: it is what people could use instead of fastfeed: not a part of ours, and not a bound on what is possible.
         baseline: the provider that the others are checked against and compared with.
         status: "ok"; "wrong", if it differs from the baseline; "failed", if it raised; "absent", if it is not here.
             Only "ok" rows are timed.
@@ -82,6 +84,7 @@ class Row(TypedDict):
     dtype: str
     provider: str
     version: str | None
+    peer: bool
     baseline: str
     status: str
     reason: str | None

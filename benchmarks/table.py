@@ -1,6 +1,9 @@
 """Rows as text."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from benchmarks.results import COMPILED, Row, groups
 
 _COLUMNS = {"op": 14, "shape": 13, "dtype": 8, "provider": 14, "p20": 10, "p50": 10, "p80": 10, "rate": 11}
 
@@ -39,6 +42,36 @@ def line(row: dict[str, Any]) -> str:
     if row["provider"] == row["baseline"]:
         return _line(cells, "baseline")
     return _line(cells, "{speedup_p50:.2f}x ({speedup_p20:.2f}-{speedup_p80:.2f})".format(**row))
+
+
+def short(rows: Sequence[Row]) -> str:
+    """Return one line per set of inputs: fastfeed's time, and how many times faster it is than the others."""
+    titles = ("op", "shape", "dtype", "fastfeed", "baseline", "torch.compile", "best other", "of copy", "")
+    lines = [titles]
+    for (op, shape, dtype), group in groups(rows).items():
+        found = {row["provider"]: row for row in group}
+        ours = found.get("fastfeed")
+        lost = [f"{row['provider']} {row['status']}" for row in group if row["status"] in ("wrong", "failed")]
+        if ours is None or ours["status"] != "ok":
+            lines.append((op, shape, dtype, ours["status"] if ours else "none", "", "", "", "", ", ".join(lost)))
+            continue
+        others = [
+            (ours["speedup_p50"] / row["speedup_p50"], row["provider"])
+            for row in group
+            if row["status"] == "ok" and row["peer"] and row["provider"] not in (row["baseline"], COMPILED)
+        ]
+        compiled, percent = ours["speedup_compiled"], ours["percent_of_copy"]
+        lines.append(
+            (
+                *(op, shape, dtype, _time(ours["p50_us"]), f"{ours['speedup_p50']:.2f}x"),
+                f"{compiled:.2f}x" if compiled is not None else "",
+                "{:.2f}x {}".format(*min(others)) if others else "",
+                f"{percent:.0f}%" if percent is not None else "",
+                ", ".join(lost),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(cells, widths, strict=True)).rstrip() for cells in lines)
 
 
 def _line(cells: dict[str, str], last: str = "") -> str:

@@ -1,7 +1,17 @@
 import pytest
+import torch
+
+from benchmarks import machine
 
 
 @pytest.fixture(autouse=True)
-def _no_interpreter(monkeypatch):
-    """The suite refuses to run in Triton's interpreter, which the other tests need where there is no GPU."""
+def _as_a_process_of_its_own(monkeypatch):
+    """What the suite refuses, takes long over or leaves behind, where it runs inside of the tests."""
+    # The other tests need Triton's interpreter where there is no GPU; the suite refuses to run in it.
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(machine, "BUDGET", 0.01)
+    monkeypatch.setattr(machine, "COPY_BYTES", {"cuda": 64 << 20, "cpu": 4 << 20})
+    monkeypatch.setattr(machine, "MATMUL", {"cuda": (1024, torch.bfloat16), "cpu": (256, torch.float32)})
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -1,7 +1,10 @@
 import json
+import multiprocessing
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from itertools import groupby
 from pathlib import Path
 from typing import ClassVar
@@ -9,20 +12,20 @@ from typing import ClassVar
 import pytest
 import torch
 
+from benchmarks import machine
 from benchmarks.__main__ import main
-from benchmarks.harness import Case, Options, measure_case
-from benchmarks.timing import MIN_ROUNDS, Band, wall_timer
+from benchmarks.case import Case, Options
+from benchmarks.harness import measure_case
+from benchmarks.machine import Ceilings
+from benchmarks.peers import Absent, need
+from benchmarks.results import Row, device_folder, read_rows
+from benchmarks.timing import MIN_ROUNDS, Band, Sample, stretches, wall_timer
 
 ROOT = Path(__file__).parents[2]
 CPU = Options(torch.device("cpu"))
 PARAMETERS = {"shape": (2, 3), "dtype": torch.float32}
 
-FIELDS = {
-    *("op", "shape", "dtype", "provider", "baseline", "status", "reason", "command"),
-    *("rounds", "p20_us", "p50_us", "p80_us", "speedup_p20", "speedup_p50", "speedup_p80"),
-    *("bytes", "gb_per_s", "images", "img_per_s"),
-    *("device", "cpu", "gpu", "cores", "threads", "python", "torch", "cuda", "triton", "dali", "fastfeed", "commit"),
-}
+CEILINGS = Ceilings(copy_gb_per_s=4e-6, matmul_tflop_per_s=1.0, matmul_dtype="float32", peak_gb_per_s=None)
 
 
 class Clock:
@@ -41,6 +44,7 @@ def fake_case(seconds, clock=None, outputs=None):
 
     class Fake(Case):
         name = "fake"
+        direction = "forward"
         baseline = "slow"
         log: ClassVar = []
         closed = 0
@@ -51,13 +55,16 @@ def fake_case(seconds, clock=None, outputs=None):
 
         def __init__(self, options, shape, dtype):
             self.bytes_per_run = 6000
+            self.flops_per_run = 12_000_000
             self.images_per_run = 6
             self.checking = False
 
         def check(self, provider):
             self.checking = True
-            super().check(provider)
-            self.checking = False
+            try:
+                return super().check(provider)
+            finally:
+                self.checking = False
 
         def close(self):
             type(self).closed += 1
@@ -84,7 +91,7 @@ def fake_case(seconds, clock=None, outputs=None):
 
 
 def measure(case, clock):
-    rows = measure_case(case, PARAMETERS, CPU, wall_timer(CPU.device, clock))
+    rows = measure_case(case, PARAMETERS, CPU, CEILINGS, wall_timer(CPU.device, clock))
     return {row["provider"]: row for row in rows}
 
 
@@ -117,7 +124,13 @@ def test_row_holds_percentiles_of_the_timed_rounds_and_rates_at_the_median():
     row = measure(fake_case({"slow": SLOW}, clock), clock)["slow"]
     assert (row["p20_us"], row["p50_us"], row["p80_us"]) == pytest.approx((3.6e6, 6e6, 8.4e6))
     assert row["gb_per_s"] == pytest.approx(6000 / 6 / 1e9)
+    assert row["percent_of_copy"] == pytest.approx(25)
+    assert row["percent_of_peak"] is None
+    assert row["tflop_per_s"] == pytest.approx(2e-6)
     assert row["img_per_s"] == pytest.approx(1)
+    assert row["samples_us"] == pytest.approx([2e6, 4e6, 6e6, 8e6, 10e6])
+    assert row["timing"] == "wall"
+    assert row["max_error"] == 0
 
 
 def test_speedup_is_the_median_of_the_ratios_within_rounds():
@@ -128,6 +141,52 @@ def test_speedup_is_the_median_of_the_ratios_within_rounds():
     assert rows["fast"]["speedup_p20"] == pytest.approx(1)
     assert rows["fast"]["speedup_p80"] == pytest.approx(2.2)
     assert rows["slow"]["speedup_p50"] == 1
+
+
+def test_speedup_over_the_compiled_baseline_by_rounds():
+    clock = Clock()
+    rows = measure(fake_case({"slow": SLOW, "torch.compile": FAST, "fast": FAST}, clock), clock)
+    assert rows["fast"]["speedup_compiled"] == 1
+    assert rows["slow"]["speedup_compiled"] == pytest.approx(0.5)
+    assert measure(fake_case({"slow": SLOW}, clock), clock)["slow"]["speedup_compiled"] is None
+
+
+def test_stretches_are_medians_of_neighbours():
+    assert stretches([1, 2, 3, 10, 20, 30, 7], 3) == [2, 15, 18.5]
+    assert stretches([3, 1], 10) == [3, 1]
+
+
+def test_who_is_a_peer():
+    clock = Clock()
+    case = fake_case(dict.fromkeys(("slow", "fastfeed", "bound", "library"), SLOW), clock)
+    case.no_peers = frozenset({"bound"})
+    peers = {name: row["peer"] for name, row in measure(case, clock).items()}
+    assert peers == {"slow": True, "fastfeed": False, "bound": False, "library": True}
+
+
+def test_absent_provider_is_reported_and_no_failure(capsys):
+    outputs = {"missing": Absent("not installed: pip install it"), "bad": 2.0}
+    case = fake_case({"slow": [], "missing": [], "other": []}, outputs=outputs)
+    assert run_main([case]) == 0
+    assert "absent: not installed: pip install it" in capsys.readouterr().out
+    clock = Clock()
+    row = measure(fake_case({"slow": SLOW, "missing": []}, clock, outputs), clock)["missing"]
+    assert (row["status"], row["reason"]) == ("absent", "not installed: pip install it")
+    assert row["p50_us"] is row["max_error"] is None
+
+
+def test_need(tmp_path, monkeypatch):
+    assert need("json.decoder").JSONDecoder is json.JSONDecoder
+    for module in ("no_such_module", "json.no_such_module"):
+        with pytest.raises(Absent, match="not installed: pip install thing"):
+            need(module, "pip install thing")
+    (tmp_path / "needs_another.py").write_text("import no_such_module")
+    (tmp_path / "needs_library.py").write_text("raise OSError('libthing.so: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Absent, match="cannot be imported: No module named 'no_such_module'"):
+        need("needs_another")
+    with pytest.raises(Absent, match="cannot be imported: libthing.so: cannot open"):
+        need("needs_library")
 
 
 @pytest.mark.parametrize(
@@ -170,6 +229,74 @@ def test_error_while_timing_fails_the_rows_and_closes_the_case():
     assert case.closed == 1
 
 
+def _spin(seconds):
+    start = time.process_time()
+    while time.process_time() - start < seconds:
+        pass
+
+
+def _spin_in_the_middle(barrier):
+    barrier.wait()
+    _spin(0.3)
+    barrier.wait()
+    barrier.wait()
+
+
+def test_processor_time_is_that_of_threads_and_workers_too():
+    context = multiprocessing.get_context("forkserver")
+    barrier = context.Barrier(2)
+    worker = context.Process(target=_spin_in_the_middle, args=(barrier,))
+    worker.start()
+
+    def run():
+        threads = [threading.Thread(target=_spin, args=(0.2,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        barrier.wait()
+
+    barrier.wait()  # it has started, which takes processor time as well
+    sample = wall_timer(CPU.device)(run)
+    barrier.wait()
+    worker.join()
+    # 0.2 s in the threads together, whose clock is the process's; 0.3 in the worker, counted in ticks of 10 ms.
+    assert 0.45 < sample.processor < 1.0
+    assert wall_timer(CPU.device)(lambda: time.sleep(0.2)).processor < 0.1
+
+
+def test_ceilings_are_those_of_a_copy_and_a_product():
+    done = []
+
+    def timer(run):
+        done.append(run())
+        return Sample(0.5 if done[-1].dtype == torch.uint8 else 0.25)
+
+    found = machine.ceilings(CPU.device, timer)
+    # Bytes read plus bytes written; a multiplication and an addition.
+    assert found == Ceilings((4 << 20) / 0.5 / 1e9, 2 * 256**3 / 0.25 / 1e12, "float32", None)
+    copied, product = done[-2:]
+    assert copied.numel() * 2 == 4 << 20
+    assert product.shape == (256, 256)
+    assert (product != 0).all()
+
+
+def test_what_slows_the_machine_down_is_noticed(monkeypatch):
+    times = iter([[0] * 8, [50, 0, 0, 40, 0, 0, 0, 10]])
+    throttled = iter([1.5, 4.0])
+    monkeypatch.setattr(machine, "_processor_times", lambda: next(times))
+    monkeypatch.setattr(machine, "_throttled_seconds", lambda: next(throttled))
+    slowed = machine.Watch(CPU.device).state()["slowed_by"]
+    assert slowed == "10% of the processors' time taken by the host, 2.5 s held back by the control group's limit"
+
+
+def test_where_results_of_a_device_lie():
+    gpu = {"gpu": "NVIDIA H200", "cpu": "any", "cores": 16}
+    assert device_folder(gpu).relative_to(ROOT) == Path("benchmarks/results/nvidia-h200")
+    cpu = {"gpu": None, "cpu": "AMD EPYC 7B13 64-Core Processor", "cores": 2}
+    assert device_folder(cpu).name == "amd-epyc-7b13-64-core-processor-2-cores"
+
+
 def run_main(cases, *arguments):
     return main(["run", "--quick", "--device", "cpu", *arguments], cases)
 
@@ -192,12 +319,14 @@ def test_json_rows(tmp_path):
     run_main([case], "-o", str(tmp_path / "new"))
     rows = [json.loads(line) for line in (tmp_path / "new/results.jsonl").read_text().splitlines()]
     assert [row["provider"] for row in rows] == ["slow", "bad"]
-    assert all(set(row) == FIELDS for row in rows)
-    needed = FIELDS - {"reason", "gpu", "cuda", "commit", "dali", "triton"}
+    assert rows == read_rows(tmp_path / "new")  # which compares the fields with Row's
+    on_gpu = {"gpu", "cuda", "driver", "memory_bytes", "peak_gb_per_s", "host_us", "launches", "peak_bytes"}
+    may_miss = {"reason", "commit", "dali", "triton", "clock_mhz", "slowed_by", "percent_of_peak", "timeline"}
+    needed = Row.__required_keys__ - on_gpu - may_miss - {"speedup_compiled"}
     assert [field for field in needed if rows[0][field] is None] == []
 
 
-@pytest.mark.parametrize("options", [[], ["--quick"], ["--data", "a folder"]])
+@pytest.mark.parametrize("options", [[], ["--quick"], ["--data", "a folder"], ["--threads", "1"]])
 def test_command_repeats_its_row(options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a folder").mkdir()

@@ -1,0 +1,74 @@
+"""`make gpu`: that it ends in time, whatever its steps do."""
+
+import sys
+import time
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.gpu import Step, run
+
+
+def python(name, script, limit=20.0, **fields):
+    return Step(name, [sys.executable, "-c", script], limit, **fields)
+
+
+def test_steps_run_in_order_and_a_failure_does_not_stop_the_rest(tmp_path, capsys):
+    plan = [
+        python("first", "print('noise'); print('12 passed'); print()"),
+        python("second", "import os, sys; print(os.environ['SETTING']); sys.exit(3)", environment={"SETTING": "here"}),
+        Step("third", ["no-such-command"], 1),
+        python("fourth", ""),
+    ]
+    outcomes = run(plan, tmp_path / "logs", 60)
+    assert [(o.name, o.ended, o.last_line) for o in outcomes] == [
+        ("first", "ok", "12 passed"),
+        ("second", "exit code 3", "here"),
+        ("third", "not found", "no-such-command: No such file or directory"),
+        ("fourth", "ok", ""),
+    ]
+    assert (tmp_path / "logs/first.log").read_text() == "noise\n12 passed\n\n"
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["first", "second", "third", "fourth"]
+
+
+def test_without_a_needed_step_the_rest_is_left_out(tmp_path):
+    plan = [python("build", "raise SystemExit(1)", needed=True), python("tests", "")]
+    assert [o.name for o in run(plan, tmp_path, 60)] == ["build"]
+
+
+def test_what_takes_too_long_is_stopped_with_its_children(tmp_path):
+    # Children of children outlive a plain kill, keep the GPU, and hold the log open.
+    alive = tmp_path / "alive"
+    child = f"import time; time.sleep(2); open({str(alive)!r}, 'w')"
+    script = (
+        "import subprocess, sys, time\n"
+        "print('begun', flush=True)\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "time.sleep(60)\n"
+    )
+    start = time.monotonic()
+    (outcome,) = run([python("slow", script, limit=1.0)], tmp_path, 60)
+    assert time.monotonic() - start < 10
+    assert (outcome.ended, outcome.last_line) == ("stopped after 1 s", "begun")
+    time.sleep(2.5)
+    assert not alive.exists()
+
+
+def test_all_steps_together_keep_to_the_time(tmp_path):
+    plan = [python(name, "import time; time.sleep(60)") for name in ("a", "b", "c")]
+    start = time.monotonic()
+    outcomes = run(plan, tmp_path, 1.9)
+    assert time.monotonic() - start < 10
+    assert [o.ended for o in outcomes] == ["stopped after 2 s", "no time left", "no time left"]
+
+
+def test_the_limits_add_up(tmp_path):
+    total = sum(step.limit for step in gpu.steps(sys.executable, tmp_path))
+    assert total <= gpu.MINUTES * 60 - gpu.RESERVE
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+def test_without_a_gpu_it_says_so(capsys):
+    assert gpu.main() == 2
+    assert "sees no NVIDIA GPU" in capsys.readouterr().err
