@@ -1,0 +1,83 @@
+"""Ratios instead of times: ours and what it replaces run in turn, and saved runs are compared by their ratios.
+
+pytest-benchmark's own tables and saved files are there too; a saved time says little on another day, a ratio more.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from benchmarks.compare import change
+from benchmarks.machine import keep_freed_memory
+from benchmarks.timing import Band, stretches
+
+# Kernels that are interpreted are not worth timing; this is read when they are imported.
+os.environ.pop("TRITON_INTERPRET", None)
+
+Work = Callable[[], Any]
+_MEASURED = pytest.StashKey[dict[str, list[float]]]()
+_SAVED = pytest.StashKey[dict[str, list[float]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make room for what is measured, and for what was saved before."""
+    keep_freed_memory()
+    config.stash[_MEASURED] = {}
+    config.stash[_SAVED] = {}
+
+
+@pytest.fixture
+def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Return a function (ours, theirs, repeat=1, rounds=30) that times ours in turn with theirs.
+
+    A round is `repeat` calls of either; for calls of some µs take enough of them to make a millisecond or more.
+    """
+
+    def run(ours: Work, theirs: Work, repeat: int = 1, rounds: int = 30) -> None:
+        seconds: list[float] = []
+
+        def calls(work: Work) -> None:
+            for _ in range(repeat):
+                work()
+
+        def their_turn() -> None:
+            start = time.perf_counter()
+            calls(theirs)
+            seconds.append(time.perf_counter() - start)
+
+        benchmark.pedantic(calls, args=(ours,), setup=their_turn, rounds=rounds, warmup_rounds=2)
+        if benchmark.stats is None:
+            return  # --benchmark-disable: both ran once, and nothing was timed
+        timed = benchmark.stats.stats.data
+        speedups = [a / b for a, b in zip(seconds[-len(timed) :], timed, strict=True)]
+        benchmark.extra_info["speedup"] = Band.of(speedups).p50
+        benchmark.extra_info["speedup_samples"] = stretches(speedups)
+        request.config.stash[_MEASURED][request.node.nodeid] = speedups
+
+    return run
+
+
+def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: dict[str, Any]) -> None:
+    """Take the ratios from the saved file that --benchmark-compare has found."""
+    for saved in compared_benchmark["benchmarks"]:
+        if samples := saved["extra_info"].get("speedup_samples"):
+            config.stash[_SAVED][saved["fullname"]] = samples
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the ratios, and what became of those that were saved before."""
+    measured, saved = config.stash[_MEASURED], config.stash[_SAVED]
+    if not measured:
+        return
+    terminalreporter.section("how many times faster than what it replaces: median (p20-p80)")
+    width = max(map(len, measured))
+    for name, speedups in measured.items():
+        band = Band.of(speedups)
+        line = f"{name:{width}}  {band.p50:6.2f}x  ({band.p20:.2f}-{band.p80:.2f})"
+        if name in saved:
+            result = change(saved[name], stretches(speedups))
+            line += f"  {result.ratio:.2f} ({result.low:.2f}-{result.high:.2f}) of the saved ratio: {result.verdict}"
+        terminalreporter.write_line(line)
