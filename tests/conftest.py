@@ -1,11 +1,13 @@
 """Shared set-up. Runs before any test module, so before any kernel is imported."""
 
+import importlib.util
 import os
 
 import pytest
 import torch
 
 HAS_GPU = torch.cuda.is_available()
+HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 if not HAS_GPU:
     # Triton reads this when a kernel is decorated, that is on the first import of a kernel file.
@@ -13,15 +15,17 @@ if not HAS_GPU:
 
 
 def pytest_collection_modifyitems(config, items):
-    if HAS_GPU:
-        return
-    skip = pytest.mark.skip(reason="needs an NVIDIA GPU, and torch.cuda.is_available() is False")
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        if not HAS_GPU and "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch.cuda.is_available() is False"))
+        elif not HAS_DALI and "dali" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs NVIDIA DALI, which is not installed"))
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "needs an NVIDIA GPU" in str(r.longrepr)]
-    if skipped:
-        terminalreporter.write_sep("!", f"{len(skipped)} GPU tests NOT RUN: no NVIDIA GPU here", yellow=True, bold=True)
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for what, missing in (("GPU", "an NVIDIA GPU"), ("DALI", "NVIDIA DALI")):
+        if count := sum(f"needs {missing}" in reason for reason in reasons):
+            terminalreporter.write_sep(
+                "!", f"{count} {what} tests NOT RUN: no {missing.removeprefix('an ')} here", yellow=True, bold=True
+            )

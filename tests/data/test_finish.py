@@ -1,7 +1,5 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fastfeed.data.finish import DTYPES, Finish, finish_reference
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -36,18 +34,6 @@ def test_equals_eager_pytorch_bit_for_bit(channels, dtype, memory_format):
     images = random_images(5, 13, 17, channels)
     check(images, torch.tensor([True, False, True, True, False]), dtype, memory_format)
     check(images, None, dtype, memory_format)
-
-
-@given(
-    shape=st.tuples(st.integers(0, 4), st.integers(0, 70), st.integers(0, 70), st.sampled_from([1, 3, 4])),
-    threads=st.integers(0, 5),
-    mirror=st.booleans(),
-    data=st.data(),
-)
-def test_any_size_and_number_of_threads(shape, threads, mirror, data):
-    dtype, memory_format = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(FORMATS))
-    flip = torch.arange(shape[0]) % 2 == 0 if mirror else None
-    check(random_images(*shape), flip, dtype, memory_format, threads)
 
 
 def test_every_byte_value():

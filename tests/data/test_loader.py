@@ -17,6 +17,8 @@ from fastfeed.data.finish import finish_reference
 from fastfeed.data.graph import DecodeError
 from tests.images import picture, write_folder
 
+pytestmark = pytest.mark.dali
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 PIXELS = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # batches in levels, 0 to 255
 

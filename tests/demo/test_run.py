@@ -42,6 +42,7 @@ def test_a_folder_of_classes_without_validation_images(tmp_path, capsys):
 
 
 @pytest.mark.gpu
+@pytest.mark.dali
 def test_gpu(tmp_path, capsys):
     result = demo.run(drawn=tmp_path, steps=200, device="cuda")
     assert result.accuracy > 0.5
