@@ -15,6 +15,8 @@ from benchmarks.compare import compare
 from benchmarks.environment import cores, environment
 from benchmarks.harness import measure_case
 from benchmarks.machine import ceilings, keep_freed_memory
+from benchmarks.report import summary_for, write_report
+from benchmarks.report.summary import update_readme
 from benchmarks.results import FILE, device_folder, read_rows
 from benchmarks.table import header, line
 from fastfeed import kernels
@@ -73,6 +75,19 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Seque
     if failures:
         print(f"\n{failures} rows are wrong or failed", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _report(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> int:
+    try:
+        print(f"report   {write_report(args.folder)}")
+        if args.readme is not None:
+            changed = update_readme(args.readme, args.folder.resolve().name, summary_for(args.readme, args.folder))
+            print(f"summary  {args.readme}, {'updated' if changed else 'as it was'}")
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
+    return 0
 
 
 def _compare(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> int:
@@ -139,6 +154,15 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(handle=_run)
     list_ = commands.add_parser("list", parents=[rows], help="print the rows and their providers, and time nothing")
     list_.set_defaults(handle=_list)
+    report = commands.add_parser("report", help="write DIR/report.html, and DIR/summary.md for a README")
+    report.add_argument("folder", type=Path, metavar="DIR", help=f"a folder with {FILE}")
+    report.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="put the summary between <!-- benchmarks: NAME --> and <!-- end of benchmarks: NAME -->, NAME being DIR's",
+    )
+    report.set_defaults(handle=_report)
     compare_ = commands.add_parser(
         "compare", help="say what is faster, slower or the same in DIR2; exit with 1 if a row of fastfeed's is slower"
     )

@@ -63,10 +63,17 @@ def nvidia_smi(device: torch.device, *fields: str) -> list[str] | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with "-dirty" behind it if tracked files have changed since."""
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit of this checkout, with "-dirty" behind it if tracked files but the results have changed since."""
+    root = Path(__file__).parents[1]
+    commit = _git(root, "rev-parse", "--short=12", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+    return commit and commit + ("-dirty" if changes else "")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", *arguments]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
