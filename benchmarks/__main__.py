@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -48,6 +49,8 @@ def _list(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequ
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> int:
     if kernels.interpreted():
         parser.error("TRITON_INTERPRET is set, and the speed of Triton's interpreter is not worth knowing: unset it")
+    if os.environ.get("TORCH_COMPILE_DISABLE", "0") != "0":
+        parser.error("TORCH_COMPILE_DISABLE is set, and what is named torch.compile would be eager: unset it")
     selected = _selected(parser, args, cases)
     options = _options(args)
     torch.set_num_threads(options.threads)

@@ -49,8 +49,9 @@ class Case:
         packages: provider -> the package it measures, where that is neither PyTorch nor ours.
         no_peers: providers that nobody could use instead of ours: parts of ours, or bounds on what is possible.
         baseline: the provider that the others are checked against and compared with.
+        uncapturable: providers whose run no CUDA graph can hold, because the host waits, copies or counts in it. Where
+            one of them is timed, all are timed without graphs, so that ratios are fair.
         wall_clock: time on the host's clock even on a GPU, for runs in which the host does much of the work.
-        graphs: every provider's run can be captured in a CUDA graph: it makes no decision and no copy on the host.
         tolerance: keyword arguments of torch.testing.assert_close, for `check`.
         bytes_per_run: the fewest bytes that a run can move, or None. Gives GB/s.
         flops_per_run: the fewest floating-point operations that a run can do, or None. Gives TFLOP/s.
@@ -64,7 +65,7 @@ class Case:
     no_peers: ClassVar[frozenset[str]] = frozenset()
     baseline: ClassVar[str]
     wall_clock: ClassVar[bool] = False
-    graphs: ClassVar[bool] = True
+    uncapturable: ClassVar[frozenset[str]] = frozenset()
     tolerance: ClassVar[dict[str, Any]] = {}
     bytes_per_run: int | None = None
     flops_per_run: int | None = None

@@ -175,7 +175,7 @@ def _gpu_runs(
 ) -> tuple[str, dict[str, Run], Timer]:
     """Return how to time on a GPU, what, and with which timer: all providers alike, so that ratios are fair."""
     device = options.device
-    if instance.graphs:
+    if not instance.uncapturable & runs.keys():
         copies = gpu_timing.copies_to_fill_l2(instance.bytes_per_run, device)
         others = []
         for _ in range(copies - 1):

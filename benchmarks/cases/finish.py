@@ -4,37 +4,80 @@ from typing import Any, ClassVar
 
 import torch
 
-from benchmarks.case import Case, Options
+from benchmarks.case import COMPILED, Case, Options, largest_error
 from benchmarks.timing import Run
 from fastfeed.data.finish import Finish, finish_reference
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
+BATCHES = (8, 32, 64, 128, 256)
+QUICK = (8, 64)
+
+
+def torch_finish(
+    images: torch.Tensor, flip: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """`finish_reference` with [C] tensors on the images' device, as people keep them: copying lists would be timed."""
+    images = torch.where(flip[:, None, None, None], images.flip(2), images)
+    return images.float().div(255).sub(mean).div(std).permute(0, 3, 1, 2).to(dtype)
+
 
 class FinishCase(Case):
-    """`Finish` against the same steps in eager PyTorch; half of the images are flipped."""
+    """`Finish` against the same steps in PyTorch, eager and compiled; half of the images are flipped.
+
+    DALI's `crop_mirror_normalize` does this pass too, but only inside of a pipeline, whose scheduling and streams
+    would be timed with it: the loaders' case has DALI. torchvision's transforms flip whole batches, not some images.
+    """
 
     name = "finish"
     direction = "forward"
     baseline = "eager"
-    tolerance: ClassVar = {"rtol": 0, "atol": 0, "check_stride": True}
 
     @classmethod
     def parameters(cls, options: Options) -> list[dict[str, Any]]:
-        """A batch of ImageNet's usual size, into each dtype that networks are trained in."""
-        return [{"shape": (64, 224, 224, 3), "dtype": dtype} for dtype in (torch.float32, torch.bfloat16)]
+        """Batches of ImageNet's usual size, into each dtype that networks are trained in."""
+        batches = QUICK if options.quick else BATCHES
+        dtypes = (torch.float32, torch.bfloat16)
+        return [{"shape": (batch, 224, 224, 3), "dtype": dtype} for batch in batches for dtype in dtypes]
 
     def __init__(self, options: Options, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
         generator = torch.Generator(options.device).manual_seed(0)
+        self.options = options
         self.images = torch.randint(256, shape, dtype=torch.uint8, device=options.device, generator=generator)
         self.flip = torch.arange(shape[0], device=options.device) % 2 == 0
         self.dtype = dtype
-        self.bytes_per_run = self.images.numel() * (1 + dtype.itemsize)
+        # Reads a byte per value and one per image, for its flip; writes each value once.
+        self.bytes_per_run = self.images.numel() * (1 + dtype.itemsize) + shape[0]
+        # x * (1 / (255 std)) - mean / std, whose constants are known: two per value. (A table of what the 256 values
+        # of a byte become, ours, needs none.)
+        self.flops_per_run = 2 * self.images.numel()
 
-    def _eager(self) -> Run:
-        return lambda: finish_reference(self.images, self.flip, IMAGENET_MEAN, IMAGENET_STD, self.dtype)
+    def close(self) -> None:
+        """Forget what was compiled: each shape counts towards the recompilations that torch.compile allows."""
+        torch.compiler.reset()
+
+    def check(self, provider: str) -> float:
+        """Compare with `finish_reference`: the eager steps and ours bit for bit, what is compiled within roundings."""
+        expected, actual = self.expected(), self.providers[provider](self)()
+        exact = {"rtol": 0, "atol": 0} if provider in (self.baseline, "fastfeed") else {}
+        torch.testing.assert_close(actual, expected, check_stride=True, **exact)
+        return largest_error(actual, expected)
+
+    def expected(self) -> torch.Tensor:
+        """Return what every provider should: [N, C, H, W]."""
+        return finish_reference(self.images, self.flip, IMAGENET_MEAN, IMAGENET_STD, self.dtype)
+
+    def _torch(self, compiled: bool) -> Run:
+        mean, std = (torch.tensor(values, device=self.images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        # With fullgraph=True torch.compile raises where it would otherwise run eagerly.
+        finish = torch.compile(torch_finish, fullgraph=True, dynamic=False) if compiled else torch_finish
+        return lambda: finish(self.images, self.flip, mean, std, self.dtype)
 
     def _fastfeed(self) -> Run:
-        finish = Finish(IMAGENET_MEAN, IMAGENET_STD, self.dtype, threads=torch.get_num_threads())
+        finish = Finish(IMAGENET_MEAN, IMAGENET_STD, self.dtype, threads=self.options.threads)
         return lambda: finish(self.images, self.flip)
 
-    providers: ClassVar = {"eager": _eager, "fastfeed": _fastfeed}
+    providers: ClassVar = {
+        "eager": lambda case: case._torch(compiled=False),
+        COMPILED: lambda case: case._torch(compiled=True),
+        "fastfeed": _fastfeed,
+    }

@@ -33,8 +33,8 @@ def summary(rows: Sequence[Row], report: str | None = None) -> str:
         _device(rows),
         "\n".join(lines),
         f"How many times faster {OURS} is, with the 20th and the 80th percentile: {SYMBOLS['faster']} faster, "
-        f"{SYMBOLS['slower']} slower, {SYMBOLS['even']} within 3% or the interval holds 1. Copy: the measured bandwidth "
-        "of a copy.",
+        f"{SYMBOLS['slower']} slower, {SYMBOLS['even']} within 3% or the interval holds 1. Copy: the bandwidth of a "
+        "copy, measured.",
         *(["Not timed:\n\n" + "\n".join(unsound)] if unsound else []),
         " ".join([*link, f"To repeat it: {commands}"]),
     ]
