@@ -15,8 +15,8 @@ _TIMINGS = {
     "sets of inputs, which together are twice as large as the L2 cache, so that each has left it when its turn comes "
     f"(at most {MAX_COPIES} sets: smaller inputs stay in it). The time is that of the graph over its runs, and holds "
     "no time of the host.",
-    "events": "the time on the GPU between two events, where a run takes part that no CUDA graph can hold. The L2 cache "
-    "is overwritten before, and the GPU kept busy until the host has queued the run, so that no launch is waited for.",
+    "events": "the time on the GPU between two events, where a run takes part that no CUDA graph can hold. The L2 "
+    "cache is overwritten before, and the GPU kept busy until the host has queued the run, so no launch is waited for.",
     "wall": "the host's clock, from the call until the device is done with it, with all that the host does. "
     "Cores used is the processor time of the process and its workers over that time.",
 }

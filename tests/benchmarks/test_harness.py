@@ -375,7 +375,8 @@ def test_what_would_be_timed_instead_is_refused(variable, monkeypatch, capsys):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_end_to_end(device, tmp_path):
     arguments = ["--quick", "--device", device, "--filter", "adamw/squeezenet", "-o", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-m", "benchmarks", "run", *arguments], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks", "run", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [row["provider"] for row in rows] == list(AdamWCase.providers)
