@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.results import COMPILED, Row, groups
 
-_COLUMNS = {"op": 14, "shape": 13, "dtype": 8, "provider": 14, "p20": 10, "p50": 10, "p80": 10, "rate": 11}
+_COLUMNS = {"op": 14, "shape": 13, "dtype": 8, "provider": 17, "p20": 10, "p50": 10, "p80": 10, "rate": 11}
 
 
 def header(environment: dict[str, Any]) -> str:
