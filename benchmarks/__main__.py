@@ -19,7 +19,7 @@ from benchmarks.machine import ceilings, keep_freed_memory
 from benchmarks.report import summary_for, write_report
 from benchmarks.report.summary import update_readme
 from benchmarks.results import FILE, device_folder, read_rows
-from benchmarks.table import header, line
+from benchmarks.table import header, heading, line
 from fastfeed import kernels
 
 _ON_DEVICE = Path("<device>")  # stands for the folder of this device
@@ -68,8 +68,9 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Seque
     with open(folder / FILE, "w") if folder is not None else nullcontext() as file:
         print(header(machine | limits._asdict()), flush=True)
         for case, parameters in selected:
-            for row in measure_case(case, parameters, options, limits):
-                print(line(row), flush=True)
+            rows = measure_case(case, parameters, options, limits)
+            for i, row in enumerate(rows):
+                print(*([heading(row)] if i == 0 else []), line(row), sep="\n", flush=True)
                 failures += row["status"] in ("wrong", "failed")
                 if file is not None:
                     print(json.dumps(row | machine | limits._asdict()), file=file, flush=True)

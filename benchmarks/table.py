@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.results import COMPILED, Row, groups
 
-_COLUMNS = {"op": 14, "shape": 13, "dtype": 8, "provider": 17, "p20": 10, "p50": 10, "p80": 10, "rate": 11}
+_COLUMNS = {"provider": 19, "p20": 10, "p50": 10, "p80": 10, "rate": 11}
 
 
 def header(environment: dict[str, Any]) -> str:
@@ -30,9 +30,14 @@ def header(environment: dict[str, Any]) -> str:
     )
 
 
+def heading(row: dict[str, Any]) -> str:
+    """Return what stands above the rows of one set of inputs."""
+    return f"{row['op']}, {row['direction']}, {row['shape']} {row['dtype']}"
+
+
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
-    cells = {name: row[name] for name in ("op", "shape", "dtype", "provider")}
+    cells = {"provider": f"  {row['provider']}"}
     if row["status"] == "absent":
         return f"{_line(cells)}  absent: {row['reason']}"
     if row["status"] != "ok":
@@ -75,8 +80,7 @@ def short(rows: Sequence[Row]) -> str:
 
 
 def _line(cells: dict[str, str], last: str = "") -> str:
-    names = ("op", "shape", "dtype", "provider")
-    aligned = [f"{cell:{'<' if name in names else '>'}{_COLUMNS[name]}}" for name, cell in cells.items()]
+    aligned = [f"{cell:{'<' if name == 'provider' else '>'}{_COLUMNS[name]}}" for name, cell in cells.items()]
     return "  ".join([*aligned, last]).rstrip()
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,10 +52,11 @@ def stretches(values: Sequence[float], count: int = 10) -> list[float]:
 
 
 def measure(runs: dict[str, Run], timer: Timer, budget: float) -> dict[str, list[Sample]]:
-    """Time the runs in turn, A B A B ..., and return the samples of each, round by round.
+    """Time the runs in turn, each once a round, and return the samples of each, round by round.
 
     In turn, so that a change of clock rate or a busy neighbour meets all of them alike: times of one round can be
-    compared with each other when times of different rounds cannot.
+    compared with each other when times of different rounds cannot. Each round in another order, because a run leaves
+    its traces in caches and memory: whatever always came after the same one was up to 10 % slower, or faster.
 
     Args:
         runs: what to time.
@@ -62,10 +64,14 @@ def measure(runs: dict[str, Run], timer: Timer, budget: float) -> dict[str, list
         budget: seconds that the timed rounds take together, within MIN_ROUNDS and MAX_ROUNDS.
     """
 
+    shuffled = random.Random(0)
+    order = list(runs)
+
     def rounds(budget: float, at_least: int) -> Iterator[dict[str, Sample]]:
         count, spent = 0, 0.0
         while count < at_least or (count < MAX_ROUNDS and spent < budget):
-            samples = {name: timer(run) for name, run in runs.items()}
+            shuffled.shuffle(order)
+            samples = {name: timer(runs[name]) for name in order}
             count, spent = count + 1, spent + sum(sample.seconds for sample in samples.values())
             yield samples
 

@@ -104,7 +104,10 @@ def test_providers_take_turns():
     clock = Clock()
     case = fake_case({"slow": SLOW, "fast": FAST, "other": SLOW}, clock)
     rows = measure(case, clock)
-    assert case.log == ["slow", "fast", "other"] * (1 + MIN_ROUNDS)
+    rounds = [tuple(case.log[i : i + 3]) for i in range(0, len(case.log), 3)]
+    assert len(rounds) == 1 + MIN_ROUNDS
+    assert all(sorted(providers) == ["fast", "other", "slow"] for providers in rounds)
+    assert len(set(rounds)) > 1  # in other orders, so that none always comes after the same one
     assert {row["rounds"] for row in rows.values()} == {MIN_ROUNDS}
 
 
@@ -275,7 +278,7 @@ def test_ceilings_are_those_of_a_copy_and_a_product():
     found = machine.ceilings(CPU.device, timer)
     # Bytes read plus bytes written; a multiplication and an addition.
     assert found == Ceilings((4 << 20) / 0.5 / 1e9, 2 * 256**3 / 0.25 / 1e12, "float32", None)
-    copied, product = done[-2:]
+    copied, product = sorted(done[-2:], key=lambda output: output.dtype != torch.uint8)
     assert copied.numel() * 2 == 4 << 20
     assert product.shape == (256, 256)
     assert (product != 0).all()
@@ -309,7 +312,7 @@ def test_exit_code_and_table(capsys):
     bad = fake_case({"slow": [], "bad": []}, outputs={"bad": 2.0})
     assert run_main([good, bad]) == 1
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "WRONG" in line)
-    assert line.split()[:4] == ["fake", "2x3", "float32", "bad"]
+    assert line.split()[:2] == ["bad", "WRONG,"]
     assert " ms" not in line
     assert " µs" not in line
 
@@ -385,7 +388,7 @@ def test_end_to_end(device, tmp_path):
     assert len({row["rounds"] for row in timed.values()}) == 1
     assert all(row["p20_us"] <= row["p50_us"] <= row["p80_us"] for row in timed.values())
     assert all(row["gb_per_s"] > 0 for row in timed.values())
-    assert done.stdout.count("\nadamw ") == len(rows)
+    assert [line.split()[0] for line in done.stdout.splitlines() if "baseline" in line] == ["torch"]
     assert torch.__version__ in done.stdout
 
 
