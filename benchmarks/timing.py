@@ -63,7 +63,6 @@ def measure(runs: dict[str, Run], timer: Timer, budget: float) -> dict[str, list
         timer: how.
         budget: seconds that the timed rounds take together, within MIN_ROUNDS and MAX_ROUNDS.
     """
-
     shuffled = random.Random(0)
     order = list(runs)
 
