@@ -1,12 +1,12 @@
 """The command line: ``python -m benchmarks run | list | report | compare``, from the root of a checkout."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,11 +14,12 @@ from benchmarks.case import Case, Options, label, select
 from benchmarks.cases import all_cases
 from benchmarks.compare import compare
 from benchmarks.environment import cores, environment
-from benchmarks.harness import measure_case
+from benchmarks.harness import Pass, measure_pass
 from benchmarks.machine import ceilings, keep_freed_memory
 from benchmarks.report import summary_for, write_report
 from benchmarks.report.summary import update_readme
-from benchmarks.results import FILE, device_folder, read_rows
+from benchmarks.results import FILE, device_folder, read_rows, write_rows
+from benchmarks.rows import make_rows
 from benchmarks.table import header, heading, line
 from fastfeed import kernels
 
@@ -64,21 +65,32 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Seque
         except OSError as error:
             parser.error(f"-o {folder}: {error.strerror}")
     limits = ceilings(options.device)
-    failures = 0
-    with open(folder / FILE, "w") if folder is not None else nullcontext() as file:
-        print(header(machine | limits._asdict()), flush=True)
-        for case, parameters in selected:
-            rows = measure_case(case, parameters, options, limits)
-            for i, row in enumerate(rows):
-                print(*([heading(row)] if i == 0 else []), line(row), sep="\n", flush=True)
-                failures += row["status"] in ("wrong", "failed")
-                if file is not None:
-                    print(json.dumps(row | machine | limits._asdict()), file=file, flush=True)
+    constant = machine | limits._asdict()
+    print(header(constant), flush=True)
+    passes: list[list[Pass]] = [[] for _ in selected]
+    rows: list[list[dict[str, Any]]] = [[] for _ in selected]
+    for number in range(1, options.passes + 1):
+        for i, (case, parameters) in enumerate(selected):
+            _say(f"pass {number} of {options.passes}: {label(case, parameters)}")
+            passes[i].append(measure_pass(case, parameters, options, passes[i][0] if passes[i] else None))
+            rows[i] = [row | constant for row in make_rows(case, parameters, options, limits, passes[i])]
+            if folder is not None:
+                write_rows(folder, list(chain(*rows)))
+            if number == options.passes:
+                _say("")
+                print(heading(rows[i][0]), *map(line, rows[i]), sep="\n", flush=True)
     if folder is not None:
         print(f"\nresults  {folder / FILE}")
+    failures = sum(row["status"] in ("wrong", "failed") for row in chain(*rows))
     if failures:
         print(f"\n{failures} rows are wrong or failed", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _say(progress: str) -> None:
+    """Show what is going on in a line that is written over, where somebody looks."""
+    if sys.stderr.isatty():
+        print(f"\r{progress:79.79}\r", end="", file=sys.stderr, flush=True)
 
 
 def _report(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> int:

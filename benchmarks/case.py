@@ -31,8 +31,17 @@ class Options:
 
     @property
     def budget(self) -> float:
-        """Seconds of measured work per set of parameters, as `timing.measure` has it."""
+        """Seconds of measured work per set of parameters, in all passes together."""
         return 1.0 if self.quick else 10.0
+
+    @property
+    def passes(self) -> int:
+        """How often to go through all that is measured.
+
+        A machine's speed drifts for seconds and minutes, with its neighbours and its temperature, and memory lies
+        elsewhere each time: rounds that follow each other cannot tell how far the next run will be from this one.
+        """
+        return 5
 
 
 class Case:

@@ -87,8 +87,8 @@ class Watch:
         self._times = _processor_times()
         self._throttled = _throttled_seconds()
 
-    def state(self) -> dict[str, float | str | None]:
-        """Return `clock_mhz` and `slowed_by`, as in a row."""
+    def state(self) -> tuple[float | None, list[str]]:
+        """Return `clock_mhz`, as in a row, and what slowed it down."""
         reasons = []
         then, now = self._times, _processor_times()
         if then and now and (total := sum(now) - sum(then)) > 0:
@@ -102,7 +102,7 @@ class Watch:
         if self._device.type == "cuda":
             clock, gpu_reasons = _gpu_state(self._device)
             reasons += gpu_reasons
-        return {"clock_mhz": clock, "slowed_by": ", ".join(reasons) or None}
+        return clock, reasons
 
 
 def _processor_times() -> list[int]:

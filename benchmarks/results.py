@@ -45,7 +45,7 @@ class Row(TypedDict):
         rounds: how often each provider was timed, in turn with the others.
         p20_us, p50_us, p80_us: percentiles of a run's time, in µs: the device's time, on a GPU, unless `timing`
             is "wall".
-        samples_us: medians of up to ten stretches of rounds that follow each other, for confidence intervals.
+        samples_us: medians of the passes over all rows, for confidence intervals.
         host_us: median time until the call returns, on a GPU, with nothing in its queue.
         launches: kernels, copies and memory sets that the profiler saw on the GPU in one run.
         cores_used: processor time of this process and its workers over the time of the wall clock.
@@ -135,6 +135,13 @@ class Row(TypedDict):
     peak_gb_per_s: float | None
     clock_mhz: float | None
     slowed_by: str | None
+
+
+def write_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows of a run, in place of those of another. What reads the file meanwhile finds either."""
+    partial = folder / f".{FILE}"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.replace(folder / FILE)
 
 
 def read_rows(folder: Path) -> list[Row]:

@@ -14,8 +14,8 @@ import torch
 
 Run = Callable[[], Any]  # does the work once and returns what it computed
 
-MIN_ROUNDS = 5  # fewer make no percentiles
-MAX_ROUNDS = 500  # more tell nothing new about a run of some µs
+MIN_ROUNDS = 2  # in a pass, of which there are several
+MAX_ROUNDS = 200  # more tell nothing new about a run of some µs
 
 
 class Sample(NamedTuple):
@@ -39,16 +39,6 @@ class Band(NamedTuple):
     def of(cls, values: Sequence[float]) -> "Band":
         """Return the percentiles of `values`, interpolated between neighbours."""
         return cls(*np.percentile(values, (20, 50, 80)).tolist())
-
-
-def stretches(values: Sequence[float], count: int = 10) -> list[float]:
-    """Return the medians of `count` stretches of values that follow each other, or of fewer if there are fewer values.
-
-    Neighbouring rounds are alike, so their spread says too little about the next run; that of longer stretches
-    says more.
-    """
-    parts = np.array_split(np.asarray(values), min(count, len(values)))
-    return [float(np.median(part)) for part in parts]
 
 
 def measure(runs: dict[str, Run], timer: Timer, budget: float) -> dict[str, list[Sample]]:

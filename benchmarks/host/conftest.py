@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compare import change
 from benchmarks.machine import keep_freed_memory
-from benchmarks.timing import Band, stretches
+from benchmarks.timing import Band
 
 # Kernels that are interpreted are not worth timing; this is read when they are imported.
 os.environ.pop("TRITON_INTERPRET", None)
 
 Work = Callable[[], Any]
-_MEASURED = pytest.StashKey[dict[str, list[float]]]()
-_SAVED = pytest.StashKey[dict[str, list[float]]]()
+_MEASURED = pytest.StashKey[dict[str, Band]]()
+_SAVED = pytest.StashKey[dict[str, Band]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,9 +52,8 @@ def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None
             return  # --benchmark-disable: both ran once, and nothing was timed
         timed = benchmark.stats.stats.data
         speedups = [a / b for a, b in zip(seconds[-len(timed) :], timed, strict=True)]
-        benchmark.extra_info["speedup"] = Band.of(speedups).p50
-        benchmark.extra_info["speedup_samples"] = stretches(speedups)
-        request.config.stash[_MEASURED][request.node.nodeid] = speedups
+        request.config.stash[_MEASURED][request.node.nodeid] = band = Band.of(speedups)
+        benchmark.extra_info["speedup"] = band._asdict()
 
     return run
 
@@ -63,21 +61,26 @@ def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None
 def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: dict[str, Any]) -> None:
     """Take the ratios from the saved file that --benchmark-compare has found."""
     for saved in compared_benchmark["benchmarks"]:
-        if samples := saved["extra_info"].get("speedup_samples"):
-            config.stash[_SAVED][saved["fullname"]] = samples
+        if speedup := saved["extra_info"].get("speedup"):
+            config.stash[_SAVED][saved["fullname"]] = Band(**speedup)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the ratios, and what became of those that were saved before."""
+    """Print the ratios, beside those that were saved before.
+
+    Without a verdict: what changes from one process to the next is not in the percentiles of one of them.
+    """
     measured, saved = config.stash[_MEASURED], config.stash[_SAVED]
     if not measured:
         return
     terminalreporter.section("how many times faster than what it replaces: median (p20-p80)")
     width = max(map(len, measured))
-    for name, speedups in measured.items():
-        band = Band.of(speedups)
-        line = f"{name:{width}}  {band.p50:6.2f}x  ({band.p20:.2f}-{band.p80:.2f})"
+    for name, band in measured.items():
+        line = f"{name:{width}}  {_ratio(band)}"
         if name in saved:
-            result = change(saved[name], stretches(speedups))
-            line += f"  {result.ratio:.2f} ({result.low:.2f}-{result.high:.2f}) of the saved ratio: {result.verdict}"
+            line += f"  was {_ratio(saved[name])}"
         terminalreporter.write_line(line)
+
+
+def _ratio(band: Band) -> str:
+    return f"{band.p50:6.2f}x  ({band.p20:.2f}-{band.p80:.2f})"

@@ -36,9 +36,10 @@ def method(rows: Sequence[Row]) -> Element:
         ),
         (
             "In turn",
-            "After a warm-up the providers run one after the other, in another order each round: "
-            f"{MIN_ROUNDS} to {MAX_ROUNDS} rounds, {count}. A speedup is the ratio of two times of the same round, so that a busy neighbour or a "
-            "change of the clock rate meets both. Numbers are medians; intervals go from the 20th to the 80th "
+            "After a warm-up the providers run one after the other, in another order each round, "
+            f"{MIN_ROUNDS} to {MAX_ROUNDS} rounds in each of several passes over everything: {count} rounds together. "
+            "A speedup is the ratio of two times of the same round, so that a busy neighbour or a change of the clock "
+            "rate meets both. Numbers are medians; intervals go from the 20th to the 80th "
             f"percentile. Only the medians of speedups over the baseline and {COMPILED} come from single rounds; over "
             "other providers it is the ratio of two such medians.",
         ),

@@ -113,8 +113,7 @@ def _standings(groups: Sequence[Inputs], anchors: dict[str, str], looked: dict[s
         *_tags({verdict: verdict for verdict in SYMBOLS}),
         "How many times faster or slower, as a median over rounds in which all ran in turn, and its 20th and 80th "
         "percentile. Faster or slower is said only if that whole interval is on one side of 1, and the median more "
-        "than 3% away from it. Over the baseline it is that of single rounds; over the others, that of up to ten "
-        "stretches of rounds.",
+        "than 3% away from it. Over the baseline it is that of single rounds; over the others, that of the passes.",
         class_="note",
     )
     return element(

@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
         baseline: against the baseline, from the speedups of the rounds.
         compiled: against torch.compile: the median over the rounds, in an interval as that of `other`.
         other: against the best of the other peers. Speedups over it were not kept round by round, so the interval is
-            that of the stretches of rounds in `samples_us`.
+            that of the passes, `samples_us`.
     """
 
     op: str
@@ -76,10 +76,10 @@ def _inputs(op: str, shape: str, dtype: str, rows: list[Row]) -> Inputs:
 
 
 def _around(middle: float, row: Row, ours: Row) -> Band:
-    """Percentiles of our speedup over `row` in the stretches of rounds, widened where they leave the middle out."""
+    """Percentiles of our speedup over `row` in the passes, widened where they leave the middle out."""
     pairs = zip(row["samples_us"] or (), ours["samples_us"] or (), strict=False)
-    stretches = [theirs / own for theirs, own in pairs] or [middle]
-    band = Band.of(stretches)
+    passes = [theirs / own for theirs, own in pairs] or [middle]
+    band = Band.of(passes)
     return Band(min(band.p20, middle), middle, max(band.p80, middle))
 
 

@@ -23,7 +23,7 @@ MACHINE = {
     "clock_mhz": 1980.0,
 }
 
-# Slower and faster stretches of rounds, which meet all providers, and differences between the providers.
+# Slower and faster passes, which meet all providers, and differences between the providers.
 _DRIFT = (1.00, 1.02, 0.99, 1.01, 1.00, 0.98, 1.00, 1.03, 0.99, 1.00)
 _JITTER = (0.99, 1.01, 1.00, 0.99, 1.02, 1.00, 0.99, 1.00, 1.01, 1.00)
 

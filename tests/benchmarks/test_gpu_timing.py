@@ -7,8 +7,9 @@ import torch
 
 from benchmarks import gpu_timing
 from benchmarks.case import Case, Options
-from benchmarks.harness import measure_case
+from benchmarks.harness import measure_pass
 from benchmarks.machine import ceilings
+from benchmarks.rows import make_rows
 from benchmarks.timing import Band
 
 pytestmark = pytest.mark.gpu
@@ -116,7 +117,8 @@ class Addition(Case):
 def test_rows(device, synchronise, capsys):
     case = type("Addition", (Addition,), {"synchronise": synchronise})
     options = Options(device, quick=True)
-    rows = list(measure_case(case, case.parameters(options)[0], options, ceilings(device)))
+    parameters = case.parameters(options)[0]
+    rows = make_rows(case, parameters, options, ceilings(device), [measure_pass(case, parameters, options)])
     assert [row["status"] for row in rows] == ["ok", "ok"]
     # What cannot be captured is timed by events, and so is what it is compared with.
     assert {row["timing"] for row in rows} == {"events" if synchronise else "graph"}

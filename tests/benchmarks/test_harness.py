@@ -15,11 +15,12 @@ from benchmarks import machine
 from benchmarks.__main__ import main
 from benchmarks.case import Case, Options
 from benchmarks.cases.adamw import AdamWCase
-from benchmarks.harness import measure_case
+from benchmarks.harness import measure_pass
 from benchmarks.machine import Ceilings
 from benchmarks.peers import Absent, need
 from benchmarks.results import Row, device_folder, read_rows
-from benchmarks.timing import MIN_ROUNDS, Band, Sample, stretches, wall_timer
+from benchmarks.rows import make_rows
+from benchmarks.timing import Band, Sample, wall_timer
 
 ROOT = Path(__file__).parents[2]
 CPU = Options(torch.device("cpu"))
@@ -80,24 +81,26 @@ def fake_case(seconds, clock=None, outputs=None):
             return torch.tensor(output)
 
     def builder(provider):
-        def build(case):
-            times = iter(seconds[provider])
-            return lambda: case.run(provider, times)
-
-        return build
+        times = iter(seconds[provider])
+        return lambda case: lambda: case.run(provider, times)
 
     Fake.providers = {provider: builder(provider) for provider in seconds}
     return Fake
 
 
-def measure(case, clock):
-    rows = measure_case(case, PARAMETERS, CPU, CEILINGS, wall_timer(CPU.device, clock))
-    return {row["provider"]: row for row in rows}
+def measure(case, clock, passes=1):
+    """The rows of some passes, by provider."""
+    done = []
+    for _ in range(passes):
+        before = done[0] if done else None
+        done.append(measure_pass(case, PARAMETERS, CPU, before, wall_timer(CPU.device, clock)))
+    return {row["provider"]: row for row in make_rows(case, PARAMETERS, CPU, CEILINGS, done)}
 
 
-# A warm-up round, which is far slower, then five that together exceed the budget.
-SLOW = [100.0, 2.0, 4.0, 6.0, 8.0, 10.0]
-FAST = [100.0, 1.0, 4.0, 2.0, 8.0, 5.0]
+# A warm-up round, which is far slower, then three that together exceed the budget of a pass, 2 s.
+SLOW = [10.0, 0.2, 0.6, 1.4]
+FAST = [10.0, 0.1, 0.2, 0.8]
+ROUNDS = 3
 
 
 def test_providers_take_turns():
@@ -105,16 +108,16 @@ def test_providers_take_turns():
     case = fake_case({"slow": SLOW, "fast": FAST, "other": SLOW}, clock)
     rows = measure(case, clock)
     rounds = [tuple(case.log[i : i + 3]) for i in range(0, len(case.log), 3)]
-    assert len(rounds) == 1 + MIN_ROUNDS
+    assert len(rounds) == 1 + ROUNDS
     assert all(sorted(providers) == ["fast", "other", "slow"] for providers in rounds)
     assert len(set(rounds)) > 1  # in other orders, so that none always comes after the same one
-    assert {row["rounds"] for row in rows.values()} == {MIN_ROUNDS}
+    assert {row["rounds"] for row in rows.values()} == {ROUNDS}
 
 
 def test_short_runs_fill_the_budget():
     clock = Clock()
     rows = measure(fake_case({"slow": [0.25] * 100, "fast": [0.25] * 100}, clock), clock)
-    assert rows["fast"]["rounds"] == CPU.budget / 0.5
+    assert rows["fast"]["rounds"] == CPU.budget / CPU.passes / 0.5
 
 
 def test_percentiles():
@@ -125,13 +128,13 @@ def test_percentiles():
 def test_row_holds_percentiles_of_the_timed_rounds_and_rates_at_the_median():
     clock = Clock()
     row = measure(fake_case({"slow": SLOW}, clock), clock)["slow"]
-    assert (row["p20_us"], row["p50_us"], row["p80_us"]) == pytest.approx((3.6e6, 6e6, 8.4e6))
-    assert row["gb_per_s"] == pytest.approx(6000 / 6 / 1e9)
-    assert row["percent_of_copy"] == pytest.approx(25)
+    assert (row["p20_us"], row["p50_us"], row["p80_us"]) == pytest.approx((3.6e5, 6e5, 1.08e6))
+    assert row["gb_per_s"] == pytest.approx(6000 / 0.6 / 1e9)
+    assert row["percent_of_copy"] == pytest.approx(250)
     assert row["percent_of_peak"] is None
-    assert row["tflop_per_s"] == pytest.approx(2e-6)
-    assert row["img_per_s"] == pytest.approx(1)
-    assert row["samples_us"] == pytest.approx([2e6, 4e6, 6e6, 8e6, 10e6])
+    assert row["tflop_per_s"] == pytest.approx(2e-5)
+    assert row["img_per_s"] == pytest.approx(10)
+    assert row["samples_us"] == pytest.approx([6e5])
     assert row["timing"] == "wall"
     assert row["max_error"] == 0
 
@@ -139,10 +142,10 @@ def test_row_holds_percentiles_of_the_timed_rounds_and_rates_at_the_median():
 def test_speedup_is_the_median_of_the_ratios_within_rounds():
     clock = Clock()
     rows = measure(fake_case({"slow": SLOW, "fast": FAST}, clock), clock)
-    # Of the ratios 2, 1, 3, 1, 2. The ratio of the medians would be 6 / 4.
+    # Of the ratios 2, 3, 1.75. The ratio of the medians would be 0.6 / 0.2.
     assert rows["fast"]["speedup_p50"] == pytest.approx(2)
-    assert rows["fast"]["speedup_p20"] == pytest.approx(1)
-    assert rows["fast"]["speedup_p80"] == pytest.approx(2.2)
+    assert rows["fast"]["speedup_p20"] == pytest.approx(1.85)
+    assert rows["fast"]["speedup_p80"] == pytest.approx(2.6)
     assert rows["slow"]["speedup_p50"] == 1
 
 
@@ -154,9 +157,41 @@ def test_speedup_over_the_compiled_baseline_by_rounds():
     assert measure(fake_case({"slow": SLOW}, clock), clock)["slow"]["speedup_compiled"] is None
 
 
-def test_stretches_are_medians_of_neighbours():
-    assert stretches([1, 2, 3, 10, 20, 30, 7], 3) == [2, 15, 18.5]
-    assert stretches([3, 1], 10) == [3, 1]
+def test_passes_are_summed_up():
+    clock = Clock()
+    turns = [100.0, 1.0, 3.0, 100.0, 4.0, 6.0]  # two passes of a warm-up and two rounds
+    rows = measure(fake_case({"slow": turns, "fast": [2.0] * 6}, clock), clock, passes=2)
+    assert rows["slow"]["samples_us"] == [2e6, 5e6]
+    assert rows["fast"]["speedup_samples"] == [1, 2.5]
+    assert rows["slow"]["rounds"] == 4
+    assert rows["slow"]["p50_us"] == pytest.approx(3.5e6)
+    assert rows["fast"]["speedup_p50"] == pytest.approx(1.75)
+
+
+def test_later_passes_check_nothing_and_time_what_was_right():
+    clock = Clock()
+    outputs = {"bad": 2.0}
+    case = fake_case({"slow": SLOW * 2, "bad": FAST, "good": FAST * 2}, clock, outputs)
+    checked = []
+    case.check = lambda self, provider, check=case.check: checked.append(provider) or check(self, provider)
+    rows = measure(case, clock, passes=2)
+    assert checked == ["slow", "bad", "good"]
+    assert rows["bad"]["status"] == "wrong"
+    assert rows["good"]["rounds"] == 2 * ROUNDS
+
+
+def test_what_is_wrong_once_is_wrong():
+    clock = Clock()
+    outputs = {"fickle": 1.0}
+    case = fake_case({"slow": SLOW * 3, "fickle": FAST * 2}, clock, outputs)
+    passes = []
+    for output in (1.0, 2.0, 1.0):
+        outputs["fickle"] = output
+        passes.append(measure_pass(case, PARAMETERS, CPU, None, wall_timer(CPU.device, clock)))
+    rows = {row["provider"]: row for row in make_rows(case, PARAMETERS, CPU, CEILINGS, passes)}
+    assert rows["fickle"]["status"] == "wrong"
+    assert rows["fickle"]["p50_us"] is None
+    assert rows["slow"]["status"] == "ok"
 
 
 def test_who_is_a_peer():
@@ -289,8 +324,8 @@ def test_what_slows_the_machine_down_is_noticed(monkeypatch):
     throttled = iter([1.5, 4.0])
     monkeypatch.setattr(machine, "_processor_times", lambda: next(times))
     monkeypatch.setattr(machine, "_throttled_seconds", lambda: next(throttled))
-    slowed = machine.Watch(CPU.device).state()["slowed_by"]
-    assert slowed == "10% of the processors' time taken by the host, 2.5 s held back by the control group's limit"
+    _, slowed = machine.Watch(CPU.device).state()
+    assert slowed == ["10% of the processors' time taken by the host", "2.5 s held back by the control group's limit"]
 
 
 def test_where_results_of_a_device_lie():

@@ -45,7 +45,7 @@ def test_the_best_other_is_a_peer():
     assert group.other.speedup.p20 <= 5 / 4 <= group.other.speedup.p80
 
 
-def test_interval_over_others_is_that_of_the_stretches():
+def test_interval_over_others_is_that_of_the_passes():
     rows = a_group("x", "1", "float32", {"eager": 9.0, "other": 4.0, "fastfeed": 4.0})
     rows[1]["samples_us"] = [4.0, 8.0] * 5
     rows[2]["samples_us"] = [4.0] * 10

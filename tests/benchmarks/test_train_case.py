@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from benchmarks.case import Options
 from benchmarks.cases.train import FASTFEED_OPS, TORCH_OPS, Feed, TrainCase, Trainer, training_flops
-from benchmarks.harness import measure_case
+from benchmarks.harness import measure_pass
 from benchmarks.machine import Ceilings
+from benchmarks.rows import make_rows
 from benchmarks.steps import typical_step
 from benchmarks.timing import Sample
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -288,7 +289,8 @@ def test_rows():
         return Sample(seconds=1.0)
 
     before = set(multiprocessing.active_children())
-    rows = list(measure_case(Tiny, PARAMETERS, CPU, Ceilings(1.0, 1.0, "float32", None), timer))
+    limits = Ceilings(1.0, 1.0, "float32", None)
+    rows = make_rows(Tiny, PARAMETERS, CPU, limits, [measure_pass(Tiny, PARAMETERS, CPU, timer=timer)])
     assert {row["provider"]: row["status"] for row in rows} == dict.fromkeys(TrainCase.providers, "ok")
     for row in rows:
         assert row["images"] == 4 * 32
