@@ -14,6 +14,7 @@ import torch
 from benchmarks import machine
 from benchmarks.__main__ import main
 from benchmarks.case import Case, Options
+from benchmarks.cases import all_cases
 from benchmarks.cases.adamw import AdamWCase
 from benchmarks.harness import measure_pass
 from benchmarks.machine import Ceilings
@@ -433,3 +434,16 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_the_command_line(tmp_pat
         main(["run", "--filter", "finish", "--device", "cpu", "-o", str(tmp_path / "file" / "results")])
     assert stopped.value.code == 2
     assert "file/results: Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_quick_run_ends_within_three_minutes(tmp_path):
+    """And nothing in it is wrong: what is not here is absent."""
+    command = [sys.executable, "-m", "benchmarks", "run", "--quick", "--device", "cpu", "-o", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_rows(tmp_path)
+    assert {row["op"] for row in rows} == {case.name for case in all_cases()}
+    assert {row["status"] for row in rows} <= {"ok", "absent"}
+    assert all(row["status"] == "ok" for row in rows if row["provider"] in ("fastfeed", row["baseline"]))
