@@ -2,6 +2,9 @@ import pytest
 import torch
 
 from benchmarks import machine
+from benchmarks.cases import all_cases
+
+all_cases()  # imports the kernels, which stay as they are imported: in the interpreter, as the other tests need them
 
 
 @pytest.fixture(autouse=True)
