@@ -51,7 +51,8 @@ def measure(runs: dict[str, Run], timer: Timer, budget: float) -> dict[str, list
     Args:
         runs: what to time.
         timer: how.
-        budget: seconds that the timed rounds take together, within MIN_ROUNDS and MAX_ROUNDS.
+        budget: seconds that the timed rounds take together, within MIN_ROUNDS and MAX_ROUNDS, with all that a timer
+            does besides.
     """
     shuffled = random.Random(0)
     order = list(runs)
@@ -60,8 +61,10 @@ def measure(runs: dict[str, Run], timer: Timer, budget: float) -> dict[str, list
         count, spent = 0, 0.0
         while count < at_least or (count < MAX_ROUNDS and spent < budget):
             shuffled.shuffle(order)
+            start = time.perf_counter()
             samples = {name: timer(runs[name]) for name in order}
-            count, spent = count + 1, spent + sum(sample.seconds for sample in samples.values())
+            elapsed = time.perf_counter() - start
+            count, spent = count + 1, spent + max(elapsed, sum(sample.seconds for sample in samples.values()))
             yield samples
 
     for _ in rounds(budget / 10, at_least=1):

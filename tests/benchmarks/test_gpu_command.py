@@ -63,9 +63,10 @@ def test_all_steps_together_keep_to_the_time(tmp_path):
     assert [o.ended for o in outcomes] == ["stopped after 2 s", "no time left", "no time left"]
 
 
-def test_the_limits_add_up(tmp_path):
-    total = sum(step.limit for step in gpu.steps(sys.executable, tmp_path))
-    assert total <= gpu.MINUTES * 60 - gpu.RESERVE
+def test_time_is_left_for_the_benchmarks(tmp_path):
+    *others, benchmarks = gpu.steps(sys.executable, tmp_path)
+    assert benchmarks.name == "benchmarks"
+    assert gpu.MINUTES * 60 - gpu.RESERVE - sum(step.limit for step in others) >= 120
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")

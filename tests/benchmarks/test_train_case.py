@@ -314,6 +314,7 @@ def test_close_ends_workers_that_runs_refer_to():
 
 
 @pytest.mark.gpu
+@pytest.mark.dali
 def test_on_a_gpu():
     case = TrainCase(Options(torch.device("cuda"), quick=True, threads=2), "small-resnet-32x3x64x64", torch.bfloat16)
     try:
