@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -52,6 +54,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Seque
         parser.error("TRITON_INTERPRET is set, and the speed of Triton's interpreter is not worth knowing: unset it")
     if os.environ.get("TORCH_COMPILE_DISABLE", "0") != "0":
         parser.error("TORCH_COMPILE_DISABLE is set, and what is named torch.compile would be eager: unset it")
+    if args.filter and args.output == _ON_DEVICE:
+        parser.error("-o without DIR keeps the results of all rows for this device: name a DIR for those of --filter")
     selected = _selected(parser, args, cases)
     options = _options(args)
     torch.set_num_threads(options.threads)
@@ -61,7 +65,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Seque
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / FILE).touch()
+            tempfile.TemporaryFile(dir=folder).close()  # whether it can be written, before an hour's work
         except OSError as error:
             parser.error(f"-o {folder}: {error.strerror}")
     limits = ceilings(options.device)
@@ -201,4 +205,6 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    # As by Ctrl-C: workers are ended, and folders removed.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -21,6 +21,9 @@ _T99 += (2.921, 2.898, 2.878)
 _ENVIRONMENT = ("device", "gpu", "cpu", "cores", "threads", "driver", "python", "torch", "cuda", "triton", "dali")
 _ENVIRONMENT += ("commit",)
 
+# What the work is: a run of another amount of it, or against another baseline, has another speed.
+_WORK = ("baseline", "bytes", "flops", "images")
+
 
 class Change(NamedTuple):
     """How many times faster the second run is, with its 99 % confidence interval."""
@@ -87,6 +90,10 @@ def compare(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, bool]:
     for name in before | after:
         first, second = before.get(name), after.get(name)
         ours = name[-1] == "fastfeed"
+        if first is not None and second is not None and any(first[field] != second[field] for field in _WORK):
+            cells.append((*name, "other work", "", "", "", "not compared"))
+            counts["not compared"] += 1
+            continue
         if first is None or second is None or first["status"] != "ok" or second["status"] != "ok":
             words = ["no such row" if row is None else row["status"] for row in (first, second)]
             if words != ["absent", "absent"]:
@@ -100,6 +107,8 @@ def compare(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, bool]:
         interval = f"{result.low:.3f}-{result.high:.3f}" if result.high < 100 else "too few rounds"
         cells.append((*name, _measured(first), _measured(second), f"{result.ratio:.3f}x", interval, result.verdict))
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    if counts["undecided"]:
+        total += "\nundecided: the passes of these runs differ too much; without --quick there are more rounds in each"
     return "\n".join([*lines, *([""] if lines else []), *_columns(cells), "", total]), worse
 
 
@@ -110,9 +119,10 @@ def _rates(row: Row) -> list[float]:
 
 
 def _measured(row: Row) -> str:
+    mean = math.exp(_log_mean(_rates(row))[0])  # what the ratio is of
     if row["provider"] != row["baseline"]:
-        return f"{row['speedup_p50']:.2f}x"
-    us = row["p50_us"] or 0.0
+        return f"{mean:.2f}x"
+    us = 1 / mean
     return f"{us:.1f} µs" if us < 1000 else f"{us / 1000:.2f} ms"
 
 

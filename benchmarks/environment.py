@@ -21,7 +21,6 @@ def cores() -> int:
 def environment(device: torch.device) -> dict[str, Any]:
     """Return the machine and the versions, with the names of a row's fields; None for what is not there."""
     on_gpu = device.type == "cuda"
-    driver = nvidia_smi(device, "driver_version") if on_gpu else None
     return {
         "device": device.type,
         "cpu": _cpu_name(),
@@ -29,7 +28,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
-        "driver": driver[0] if driver else None,
+        "driver": _driver(device) if on_gpu else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_gpu else None,
@@ -49,17 +48,20 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def nvidia_smi(device: torch.device, *fields: str) -> list[str] | None:
-    """Return what nvidia-smi says about a GPU, a string per field, or None if it says nothing."""
+def nvidia_smi_command(device: torch.device, *fields: str) -> list[str]:
+    """Return the command that prints a line of fields of a GPU, with commas between them."""
     # By its identity: under CUDA_VISIBLE_DEVICES its number here is another one.
     uuid = str(torch.cuda.get_device_properties(device).uuid)
-    command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    return ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+
+
+def _driver(device: torch.device) -> str | None:
+    command = nvidia_smi_command(device, "driver_version")
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    values = [value.strip() for value in done.stdout.strip().split(",")]
-    return values if len(values) == len(fields) else None
+    return done.stdout.strip() or None
 
 
 def _commit() -> str | None:

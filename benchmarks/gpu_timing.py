@@ -11,12 +11,14 @@ from benchmarks.timing import Run, Sample, Timer
 
 MAX_COPIES = 64  # inputs too small for these to fill the L2 cache are timed from it, as far as they fit
 HOST_ROUNDS = 20
+GRAPH_LAUNCH_CYCLES = 400_000  # over 100 µs; a launch takes the host some 10
 
 
 def copies_to_fill_l2(bytes_per_run: int | None, device: torch.device) -> int:
     """Return how many sets of inputs to rotate among, so that each has left the L2 cache when its turn comes."""
+    # They move three times the cache: memory that a run moves twice counts twice.
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
-    return min(MAX_COPIES, -(-2 * l2 // max(bytes_per_run or 1, 1)))
+    return min(MAX_COPIES, -(-3 * l2 // max(bytes_per_run or 1, 1)))
 
 
 def capture(runs: Sequence[Run], device: torch.device) -> Run:
@@ -50,6 +52,7 @@ def graph_timer(device: torch.device, runs_per_graph: int) -> Timer:
     """Time a replay between two events, per run."""
 
     def sample(replay: Run) -> Sample:
+        torch.cuda._sleep(GRAPH_LAUNCH_CYCLES)  # so that the launch is over when the first event passes
         return Sample(_between_events(replay) / runs_per_graph)
 
     return sample

@@ -1,16 +1,15 @@
 """How one pass over a case is measured: its providers are checked first, and only then timed, in turn."""
 
-import sys
 import traceback
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from benchmarks import gpu_timing
-from benchmarks.case import Case, Options, label
-from benchmarks.machine import Watch
+from benchmarks.case import Case, Options
 from benchmarks.peers import Absent
 from benchmarks.results import Span
 from benchmarks.timing import Run, Sample, Timer, measure, wall_timer
+from benchmarks.watch import Watch
 
 
 class Verdict(NamedTuple):
@@ -19,6 +18,10 @@ class Verdict(NamedTuple):
     status: str
     reason: str | None = None
     max_error: float | None = None
+
+
+class ProviderError(Exception):
+    """Carries the name of the provider whose run raised, while others were timed with it."""
 
 
 class Pass(NamedTuple):
@@ -32,7 +35,7 @@ class Pass(NamedTuple):
         timelines: provider -> spans of one training step; empty in later passes.
         work: the model of the work: bytes, flops and images, as in a row.
         clock_mhz: as in a row.
-        slowed_by: likewise, one by one.
+        slowed_by: what slowed the machine down -> share of the time.
     """
 
     verdicts: dict[str, Verdict]
@@ -42,7 +45,7 @@ class Pass(NamedTuple):
     timelines: dict[str, list[Span] | None]
     work: dict[str, int | None]
     clock_mhz: float | None
-    slowed_by: list[str]
+    slowed_by: dict[str, float]
 
 
 def measure_pass(
@@ -63,6 +66,7 @@ def measure_pass(
     """
     watch = Watch(options.device)
     timing, samples, apart, timelines = None, {}, {}, {}
+    verdicts = dict.fromkeys(case.providers, Verdict("ok"))
     work: dict[str, int | None] = dict.fromkeys(("bytes", "flops", "images"))
     with ExitStack() as stack:
         try:
@@ -70,13 +74,17 @@ def measure_pass(
             stack.callback(instance.close)
             work = {"bytes": instance.bytes_per_run, "flops": instance.flops_per_run, "images": instance.images_per_run}
             verdicts = _check_all(instance) if before is None else before.verdicts
-            sound = [name for name, verdict in verdicts.items() if verdict.status == "ok"]
-            if sound:
-                timing, apart, samples = _time(instance, parameters, options, sound, timer, stack)
-                if before is None:
-                    timelines = {name: instance.timeline(name) for name in sound}
+            while sound := [name for name, verdict in verdicts.items() if verdict.status == "ok"]:
+                try:
+                    timing, apart, samples = _time(instance, parameters, options, sound, timer, stack, before is None)
+                    break
+                except ProviderError as error:  # the others once more, without it
+                    verdicts = _sound(case.baseline, verdicts | {str(error): _failure(error.__cause__)})
+            if before is None:
+                timelines = {name: instance.timeline(name) for name in sound}
         except Exception as error:
-            verdicts = dict.fromkeys(case.providers, _failure(error))
+            failure = _failure(error)
+            verdicts = {name: failure if v.status == "ok" else v for name, v in verdicts.items()}
         return Pass(verdicts, timing, samples, apart, timelines, work, *watch.state())
 
 
@@ -87,10 +95,15 @@ def _check_all(case: Case) -> dict[str, Verdict]:
             verdicts[provider] = Verdict("ok", max_error=case.check(provider))
         except Exception as error:
             verdicts[provider] = _failure(error)
-    if verdicts[case.baseline].status != "ok":
-        unsound = Verdict("failed", f"{case.baseline}, the baseline, is not sound")
-        verdicts = {name: verdict if name == case.baseline else unsound for name, verdict in verdicts.items()}
-    return verdicts
+    return _sound(case.baseline, verdicts)
+
+
+def _sound(baseline: str, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
+    """Without a baseline there is nothing to compare with, and what was right may not be."""
+    if verdicts[baseline].status == "ok":
+        return verdicts
+    unsound = Verdict("failed", f"{baseline}, the baseline, is not sound")
+    return {name: unsound if verdict.status == "ok" else verdict for name, verdict in verdicts.items()}
 
 
 def _failure(error: Exception) -> Verdict:
@@ -110,11 +123,13 @@ def _time(
     providers: list[str],
     timer: Timer | None,
     stack: ExitStack,
+    first: bool,
 ) -> tuple[str, dict[str, dict[str, Any]], dict[str, list[Sample]]]:
     """Return how it was timed, what was measured apart, and the samples. Instances made here are closed by `stack`."""
     on_gpu = options.device.type == "cuda" and not instance.wall_clock
-    runs = {name: instance.providers[name](instance) for name in providers}
-    apart = {name: _apart(run, options) if on_gpu else {} for name, run in runs.items()}
+    runs = {name: _blaming(name, lambda name=name: instance.providers[name](instance))() for name in providers}
+    runs = {name: _blaming(name, run) for name, run in runs.items()}
+    apart = {name: _apart(run, options, first) if on_gpu else {} for name, run in runs.items()}
     if not on_gpu:
         timing, timed = "wall", runs
         timer = timer or wall_timer(options.device)
@@ -123,11 +138,25 @@ def _time(
     return timing, apart, measure(timed, timer, options.budget / options.passes)
 
 
-def _apart(run: Run, options: Options) -> dict[str, Any]:
+def _blaming(provider: str, work: Run) -> Run:
+    """Return work that, if it raises, says whose it is."""
+
+    def blaming() -> Any:
+        try:
+            return work()
+        except Exception as error:
+            raise ProviderError(provider) from error
+
+    return blaming
+
+
+def _apart(run: Run, options: Options, everything: bool) -> dict[str, Any]:
     """What is measured on a GPU apart from the device's time, one provider after the other."""
     run()
-    return {
-        "host_us": gpu_timing.host_seconds(run, options.device) * 1e6,
+    host_us = {"host_us": gpu_timing.host_seconds(run, options.device) * 1e6}
+    if not everything:
+        return host_us
+    return host_us | {
         "launches": gpu_timing.launches(run, options.device),
         "peak_bytes": gpu_timing.peak_bytes(run, options.device),
     }
@@ -149,14 +178,11 @@ def _gpu_runs(
         for _ in range(copies - 1):
             others.append(type(instance)(options, **parameters))
             stack.callback(others[-1].close)
-        try:
-            builders = instance.providers
-            graphs = {
-                name: gpu_timing.capture([run, *(builders[name](other) for other in others)], device)
-                for name, run in runs.items()
-            }
-            return "graph", graphs, gpu_timing.graph_timer(device, copies)
-        except RuntimeError as error:
-            print(f"{label(type(instance), parameters)}: not captured in a CUDA graph: {error}", file=sys.stderr)
+        builders = instance.providers
+        graphs = {
+            name: gpu_timing.capture([run, *(builders[name](other) for other in others)], device)
+            for name, run in runs.items()
+        }
+        return "graph", graphs, gpu_timing.graph_timer(device, copies)
     slowest = max(numbers["host_us"] for numbers in apart.values()) / 1e6
     return "events", runs, gpu_timing.event_timer(device, slowest)

@@ -1,12 +1,10 @@
-"""What the machine can do, measured in the same run, and what kept it from doing so."""
+"""What the machine can do, measured in the same run."""
 
 import ctypes
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from benchmarks.environment import nvidia_smi
 from benchmarks.gpu_timing import event_timer
 from benchmarks.timing import Band, Timer, measure, wall_timer
 
@@ -17,10 +15,11 @@ BUDGET = 1.0
 
 
 class Ceilings(NamedTuple):
-    """What no operation beats by much, with the names of the fields of a row.
+    """What operations are compared with, under the names of the fields of a row.
 
     Attributes:
-        copy_gb_per_s: a large copy on the device, bytes read plus bytes written.
+        copy_gb_per_s: a large copy on the device, bytes read plus bytes written. A processor also reads the lines that
+            it is about to write, which is not counted, so that updates in place reach more than a copy does.
         matmul_tflop_per_s: a large matrix product.
         matmul_dtype: of its factors.
         peak_gb_per_s: the memory's clock rate times its width, if the driver tells.
@@ -56,11 +55,9 @@ def _peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(device)
-    try:
-        # kHz and bits; two transfers in a clock cycle.
-        return 2 * properties.memory_clock_rate * 1e3 * properties.memory_bus_width / 8 / 1e9
-    except AttributeError:  # PyTorch tells since 2.8 or so
-        return None
+    # kHz and bits, which PyTorch tells since 2.8 or so, and two transfers in a clock cycle. Some GPUs say 0.
+    rate, width = (getattr(properties, name, 0) for name in ("memory_clock_rate", "memory_bus_width"))
+    return 2 * rate * 1e3 * width / 8 / 1e9 or None
 
 
 def keep_freed_memory() -> None:
@@ -77,66 +74,3 @@ def keep_freed_memory() -> None:
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
-
-
-class Watch:
-    """Notices what slows the machine down between its making and a call of `state`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._times = _processor_times()
-        self._throttled = _throttled_seconds()
-
-    def state(self) -> tuple[float | None, list[str]]:
-        """Return `clock_mhz`, as in a row, and what slowed it down."""
-        reasons = []
-        then, now = self._times, _processor_times()
-        if then and now and (total := sum(now) - sum(then)) > 0:
-            stolen = (now[7] - then[7]) / total  # proc_stat(5): the eighth time is "steal"
-            if stolen > 0.01:
-                reasons.append(f"{stolen:.0%} of the processors' time taken by the host")
-        throttled = _throttled_seconds() - self._throttled
-        if throttled > 0:
-            reasons.append(f"{throttled:.1f} s held back by the control group's limit")
-        clock = _cpu_mhz()
-        if self._device.type == "cuda":
-            clock, gpu_reasons = _gpu_state(self._device)
-            reasons += gpu_reasons
-        return clock, reasons
-
-
-def _processor_times() -> list[int]:
-    file = Path("/proc/stat")
-    return [int(field) for field in file.read_text().split("\n", 1)[0].split()[1:9]] if file.exists() else []
-
-
-def _throttled_seconds() -> float:
-    file = Path("/sys/fs/cgroup/cpu.stat")
-    fields = dict(line.split() for line in file.read_text().splitlines()) if file.exists() else {}
-    return int(fields.get("throttled_usec", 0)) / 1e6
-
-
-def _cpu_mhz() -> float | None:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
-    return sum(clocks) / len(clocks) if clocks else None
-
-
-# nvidia-smi's bits of clocks_event_reasons.active that mean less than full speed (NVML's nvmlClocksEventReasons).
-_REASONS = {
-    0x0004: "power cap",
-    0x0008: "hardware slowdown",
-    0x0020: "software thermal slowdown",
-    0x0040: "hardware thermal slowdown",
-    0x0080: "hardware power brake",
-}
-
-
-def _gpu_state(device: torch.device) -> tuple[float | None, list[str]]:
-    told = nvidia_smi(device, "clocks.sm", "clocks_event_reasons.active")
-    if told is None:
-        return None, []
-    clock, bits = told
-    active = int(bits, 16) if bits.startswith("0x") else 0
-    return float(clock) if clock.isdigit() else None, [reason for bit, reason in _REASONS.items() if active & bit]

@@ -74,8 +74,9 @@ class Row(TypedDict):
         copy_gb_per_s: of a large copy on the device, measured at the start of the run: bytes read plus written.
         matmul_tflop_per_s: of a large matrix product, likewise, in `matmul_dtype`.
         peak_gb_per_s: of the device's memory, by its clock rate and its width.
-        clock_mhz: of the processor, or of the GPU's multiprocessors, right after the row was timed.
-        slowed_by: what kept the clock down or the process waiting while the row was timed, such as "power cap".
+        clock_mhz: of the processor after the row was timed, or of the GPU meanwhile, in the last pass.
+        slowed_by: what kept the clock down or the process waiting while the row was timed, and for which share of the
+            time in the worst pass, such as "power cap (40%)".
     """
 
     op: str
@@ -152,18 +153,20 @@ def read_rows(folder: Path) -> list[Row]:
     """
     file = folder / FILE
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: not text in UTF-8") from None
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}. `python -m benchmarks run -o {folder}` writes it") from None
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            wrong = Row.__required_keys__ ^ set(row)
-        except (json.JSONDecodeError, TypeError):
+            wrong = Row.__required_keys__ ^ row.keys()
+        except (json.JSONDecodeError, AttributeError):
             raise ValueError(f"{file}, line {number}: not a JSON object") from None
         if wrong:
-            fields = ", ".join(sorted(wrong))
+            fields = ", ".join(sorted(wrong)[:5]) + (", ..." if len(wrong) > 5 else "")
             raise ValueError(f"{file}, line {number}: missing or unknown fields, {fields}. Run the benchmarks again")
         rows.append(row)
     if not rows:

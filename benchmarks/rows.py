@@ -30,7 +30,9 @@ def make_rows(
     verdicts = {provider: _verdict(provider, passes) for provider in case.providers}
     timed = [provider for provider, verdict in verdicts.items() if verdict.status == "ok"]
     work = passes[0].work
-    slowed = dict.fromkeys(reason for done in passes for reason in done.slowed_by)
+    slowed: dict[str, float] = {}
+    for done in passes:
+        slowed |= {reason: max(share, slowed.get(reason, 0)) for reason, share in done.slowed_by.items()}
     rows = []
     for provider in case.providers:
         numbers = _numbers(provider, case.baseline, COMPILED in timed, passes) if provider in timed else _NOTHING
@@ -50,7 +52,7 @@ def make_rows(
                 **_rates(numbers, work, ceilings),
                 "command": _command(label(case, parameters), options),
                 "clock_mhz": passes[-1].clock_mhz,
-                "slowed_by": ", ".join(slowed) or None,
+                "slowed_by": ", ".join(f"{reason} ({share:.0%})" for reason, share in slowed.items()) or None,
             }
         )
     return rows

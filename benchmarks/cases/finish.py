@@ -21,6 +21,16 @@ def torch_finish(
     return images.float().div(255).sub(mean).div(std).permute(0, 3, 1, 2).to(dtype)
 
 
+def indexed_finish(
+    images: torch.Tensor, flip: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """The same in the form that torch.compile makes most of: of `torch_finish` it makes code six times slower."""
+    columns = torch.arange(images.shape[2], device=images.device)
+    columns = torch.where(flip[:, None], columns.flip(0), columns)
+    images = torch.gather(images, 2, columns[:, None, :, None].expand_as(images))
+    return images.float().div(255).sub(mean).div(std).permute(0, 3, 1, 2).to(dtype)
+
+
 class FinishCase(Case):
     """`Finish` against the same steps in PyTorch, eager and compiled; half of the images are flipped.
 
@@ -56,20 +66,22 @@ class FinishCase(Case):
         torch.compiler.reset()
 
     def check(self, provider: str) -> float:
-        """Compare with `finish_reference`: the eager steps and ours bit for bit, what is compiled within roundings."""
+        """Compare with `finish_reference` on the CPU: ours bit for bit, others within roundings."""
         expected, actual = self.expected(), self.providers[provider](self)()
-        exact = {"rtol": 0, "atol": 0} if provider in (self.baseline, "fastfeed") else {}
+        exact = {"rtol": 0, "atol": 0} if provider == "fastfeed" else {}
         torch.testing.assert_close(actual, expected, check_stride=True, **exact)
         return largest_error(actual, expected)
 
     def expected(self) -> torch.Tensor:
         """Return what every provider should: [N, C, H, W]."""
-        return finish_reference(self.images, self.flip, IMAGENET_MEAN, IMAGENET_STD, self.dtype)
+        # On a GPU PyTorch divides by a number by multiplying with its reciprocal, which rounds differently.
+        images, flip = self.images.cpu(), self.flip.cpu()
+        return finish_reference(images, flip, IMAGENET_MEAN, IMAGENET_STD, self.dtype).to(self.images.device)
 
     def _torch(self, compiled: bool) -> Run:
         mean, std = (torch.tensor(values, device=self.images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
         # With fullgraph=True torch.compile raises where it would otherwise run eagerly.
-        finish = torch.compile(torch_finish, fullgraph=True, dynamic=False) if compiled else torch_finish
+        finish = torch.compile(indexed_finish, fullgraph=True, dynamic=False) if compiled else torch_finish
         return lambda: finish(self.images, self.flip, mean, std, self.dtype)
 
     def _fastfeed(self) -> Run:

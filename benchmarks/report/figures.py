@@ -115,7 +115,8 @@ def _bandwidth_figure(dtype: str, rows: Sequence[Row], looks: Looks) -> Element:
         "The dashed line is a large copy, measured in the same run."
     )
     if rows[0]["device"] == "cpu":
-        caption += " What fits into the processor's caches can be above it."
+        caption += " What fits into the processor's caches can be above it, and so can updates in place: "
+        caption += "a copy also reads what it overwrites, which is not counted."
     else:
         caption += " Inputs that the L2 cache holds in spite of all can be above it."
     if roof:

@@ -12,9 +12,9 @@ from benchmarks.timing import MAX_ROUNDS, MIN_ROUNDS
 
 _TIMINGS = {
     "graph": "replays of a CUDA graph, timed between two events. The graph holds the run once for each of several "
-    "sets of inputs, which together are twice as large as the L2 cache, so that each has left it when its turn comes "
-    f"(at most {MAX_COPIES} sets: smaller inputs stay in it). The time is that of the graph over its runs, and holds "
-    "no time of the host.",
+    "sets of inputs, which together move three times what the L2 cache holds, so that each has left it when its "
+    f"turn comes (at most {MAX_COPIES} sets: smaller inputs stay in it). The time is that of the graph "
+    "over its runs, and holds no time of the host: the GPU is kept busy until the graph is launched.",
     "events": "the time on the GPU between two events, where a run takes part that no CUDA graph can hold. The L2 "
     "cache is overwritten before, and the GPU kept busy until the host has queued the run, so no launch is waited for.",
     "wall": "the host's clock, from the call until the device is done with it, with all that the host does. "

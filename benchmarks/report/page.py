@@ -158,7 +158,7 @@ def _copy_tile(groups: Sequence[Inputs]) -> Element:
         element("h3", title),
         element("strong", percent(median(shares))),
         element("p", f"median of {_sets(len(shares))}, from {percent(min(shares))} to {percent(max(shares))}"),
-        element("p", "Operations that only move memory can reach 100%, more only out of caches"),
+        element("p", "Operations that only move memory can reach 100%; on a processor, updates in place more"),
         class_="tile",
     )
 

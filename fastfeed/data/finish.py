@@ -44,7 +44,7 @@ def finish_reference(
 class Finish:
     """The last pass as a function of a batch.
 
-    Every result is bit for bit that of `finish_reference`, on the CPU and on the GPU: a byte has 256 values, so
+    Every result is bit for bit that of `finish_reference` on the CPU, wherever it is made: a byte has 256 values, so
     the pass looks up a table made by the eager formula, and reads and writes each pixel once.
 
     Args:

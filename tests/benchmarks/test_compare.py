@@ -94,7 +94,7 @@ def test_rows_are_matched_and_judged():
     table, worse = compare(old, new)
     expected = {"eager": "faster", "a": "slower", "b": "faster", "gone": "compared", "new": "compared"}
     assert verdicts(table) == expected | {"fastfeed": "undecided"}
-    assert table.splitlines()[-1] == "2 faster, 1 slower, 1 undecided, 2 not compared"
+    assert "\n2 faster, 1 slower, 1 undecided, 2 not compared\n" in table
     assert not worse
 
 
@@ -105,6 +105,22 @@ def test_a_faster_baseline_alone_does_not_change_the_others():
     table, _ = compare(old, new)
     assert verdicts(table) == {"eager": "faster", "fastfeed": "undecided"}
     assert "2.00x" in table
+
+
+@pytest.mark.parametrize("changed", [{"images": 64}, {"bytes": 1}, {"flops": 1}, {"baseline": "another"}])
+def test_other_work_is_not_compared(changed):
+    table, worse = compare([row("eager"), row("fastfeed", 2.0)], [row("eager"), row("fastfeed", 1.0) | changed])
+    assert verdicts(table)["fastfeed"] == "compared"
+    assert "other work" in table
+    assert not worse
+
+
+def test_columns_agree_with_the_ratio():
+    skewed = row("fastfeed") | {"speedup_samples": [1.0, 1.0, 4.0], "speedup_p50": 1.0}
+    table, _ = compare([row("eager"), skewed], [row("eager"), row("fastfeed", 2.0)])
+    cells = next(line for line in table.splitlines() if "fastfeed" in line).split()
+    before, after, ratio = (float(cell.removesuffix("x")) for cell in cells[4:7])
+    assert ratio == pytest.approx(after / before, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,11 @@ def median(timer, run, rounds=20):
     return Band.of([timer(run).seconds for _ in range(rounds)]).p50
 
 
-def test_copies_fill_the_l2_cache_twice(device):
+def test_copies_fill_the_l2_cache(device):
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
     assert gpu_timing.copies_to_fill_l2(10 * l2, device) == 1
-    assert gpu_timing.copies_to_fill_l2(l2, device) == 2
-    assert gpu_timing.copies_to_fill_l2(l2 // 4, device) == 8
+    assert gpu_timing.copies_to_fill_l2(l2, device) == 3
+    assert gpu_timing.copies_to_fill_l2(l2 // 4, device) == 12
     assert gpu_timing.copies_to_fill_l2(None, device) == gpu_timing.MAX_COPIES
 
 
@@ -114,15 +114,15 @@ class Addition(Case):
 
 
 @pytest.mark.parametrize("synchronise", [False, True])
-def test_rows(device, synchronise, capsys):
-    case = type("Addition", (Addition,), {"synchronise": synchronise})
+def test_rows(device, synchronise):
+    uncapturable = frozenset({"fastfeed"} if synchronise else ())
+    case = type("Addition", (Addition,), {"synchronise": synchronise, "uncapturable": uncapturable})
     options = Options(device, quick=True)
     parameters = case.parameters(options)[0]
     rows = make_rows(case, parameters, options, ceilings(device), [measure_pass(case, parameters, options)])
     assert [row["status"] for row in rows] == ["ok", "ok"]
-    # What cannot be captured is timed by events, and so is what it is compared with.
+    # What no graph can hold is timed by events, and so is what it is compared with.
     assert {row["timing"] for row in rows} == {"events" if synchronise else "graph"}
-    assert ("not captured in a CUDA graph" in capsys.readouterr().err) is synchronise
     assert rows[0]["launches"] == 2
     assert rows[0]["peak_bytes"] == 2 * 4 * MIB
     assert all(row["host_us"] > 0 and row["cores_used"] is None for row in rows)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from benchmarks import machine
+from benchmarks import environment, machine, watch
 from benchmarks.__main__ import main
 from benchmarks.case import Case, Options
 from benchmarks.cases import all_cases
@@ -321,12 +321,71 @@ def test_ceilings_are_those_of_a_copy_and_a_product():
 
 
 def test_what_slows_the_machine_down_is_noticed(monkeypatch):
-    times = iter([[0] * 8, [50, 0, 0, 40, 0, 0, 0, 10]])
-    throttled = iter([1.5, 4.0])
-    monkeypatch.setattr(machine, "_processor_times", lambda: next(times))
-    monkeypatch.setattr(machine, "_throttled_seconds", lambda: next(throttled))
-    _, slowed = machine.Watch(CPU.device).state()
-    assert slowed == ["10% of the processors' time taken by the host", "2.5 s held back by the control group's limit"]
+    times = iter([[0] * 8, [50, 0, 0, 48, 0, 0, 0, 2]])
+    throttled, seconds = iter([1.5, 4.0]), iter([10.0, 20.0])
+    monkeypatch.setattr(watch, "_processor_times", lambda: next(times))
+    monkeypatch.setattr(watch, "_throttled_seconds", lambda: next(throttled))
+    monkeypatch.setattr(watch.time, "monotonic", lambda: next(seconds))
+    _, slowed = watch.Watch(CPU.device).state()
+    assert slowed == {"processors taken by the host": 0.02, "the control group's limit": 0.25}
+
+
+def test_what_a_gpu_says_of_its_clock():
+    # Idle; at work; held back by its power; by its power and its heat; nothing known.
+    answers = "345, 0x0000000000000001\n1980, 0x0000000000000000\n1500, 0x0000000000000004\n1300, 0x0000000000000044\n"
+    clock, slowed = watch.read_answers(answers + "[N/A], [N/A]\n")
+    assert clock == 1500
+    assert slowed == {"power cap": pytest.approx(2 / 3), "hardware thermal slowdown": pytest.approx(1 / 3)}
+    assert watch.read_answers("") == (None, {})
+
+
+def test_the_worst_pass_tells_what_slowed_it_down():
+    clock = Clock()
+    case = fake_case({"slow": SLOW * 3}, clock)
+    done = measure_pass(case, PARAMETERS, CPU, None, wall_timer(CPU.device, clock))
+    shares = ({"power cap": 0.1}, {"power cap": 0.4, "heat": 0.05}, {})
+    passes = [done._replace(slowed_by=slowed, clock_mhz=1000.0 + i) for i, slowed in enumerate(shares)]
+    (row,) = make_rows(case, PARAMETERS, CPU, CEILINGS, passes)
+    assert row["slowed_by"] == "power cap (40%), heat (5%)"
+    assert row["clock_mhz"] == 1002
+
+
+def test_a_provider_that_raises_while_it_is_timed_takes_no_other_with_it():
+    clock = Clock()
+    outputs = {"missing": Absent("not here")}
+    case = fake_case({"slow": SLOW * 2, "flaky": [10.0], "missing": [], "good": SLOW * 2}, clock, outputs)
+    rows = measure(case, clock)  # flaky's clock has nothing to say in the first round
+    assert {name: row["status"] for name, row in rows.items()} == {
+        **{"slow": "ok", "good": "ok", "flaky": "failed", "missing": "absent"}
+    }
+    assert rows["good"]["speedup_p50"] is not None
+
+
+def test_failed_rows_make_the_exit_code(capsys):
+    assert run_main([fake_case({"slow": [], "bad": []}, outputs={"bad": RuntimeError("no")})]) == 1
+    assert "1 rows are wrong or failed" in capsys.readouterr().err
+
+
+def test_results_of_a_device_are_of_all_rows(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_main([fake_case({"slow": []})], "--filter", "fake", "-o")
+    assert "name a DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("change", "dirty"), [("", False), ("code.py", True), ("benchmarks/results/a.jsonl", False)])
+def test_commit_says_whether_the_code_was_changed(change, dirty, tmp_path, monkeypatch):
+    files = ("code.py", "benchmarks/results/a.jsonl", "benchmarks/environment.py")
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b.c commit -qm a"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    if change:
+        (tmp_path / change).write_text("changed")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "benchmarks/environment.py"))
+    commit = environment._commit()
+    assert commit.endswith("-dirty") is dirty
+    assert len(commit.removesuffix("-dirty")) == 12
 
 
 def test_where_results_of_a_device_lie():
