@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 
 from benchmarks.environment import cores
-from benchmarks.results import COMPILED as COMPILED
 from benchmarks.results import Span
 from benchmarks.timing import Run
 

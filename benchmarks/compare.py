@@ -90,10 +90,6 @@ def compare(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, bool]:
     for name in before | after:
         first, second = before.get(name), after.get(name)
         ours = name[-1] == "fastfeed"
-        if first is not None and second is not None and any(first[field] != second[field] for field in _WORK):
-            cells.append((*name, "other work", "", "", "", "not compared"))
-            counts["not compared"] += 1
-            continue
         if first is None or second is None or first["status"] != "ok" or second["status"] != "ok":
             words = ["no such row" if row is None else row["status"] for row in (first, second)]
             if words != ["absent", "absent"]:
@@ -101,10 +97,14 @@ def compare(old: Sequence[Row], new: Sequence[Row]) -> tuple[str, bool]:
             counts["not compared"] += 1
             worse |= ours and words[0] == "ok" and words[1] in ("wrong", "failed")
             continue
+        if any(first[field] != second[field] for field in _WORK):
+            cells.append((*name, "other work", "", "", "", "not compared"))
+            counts["not compared"] += 1
+            continue
         result = change(_rates(first), _rates(second))
         counts[result.verdict] += 1
         worse |= ours and result.verdict == "slower"
-        interval = f"{result.low:.3f}-{result.high:.3f}" if result.high < 100 else "too few rounds"
+        interval = f"{result.low:.3f}-{result.high:.3f}" if result.high < 100 else "too few passes"
         cells.append((*name, _measured(first), _measured(second), f"{result.ratio:.3f}x", interval, result.verdict))
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     if counts["undecided"]:

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import torch
 
 import fastfeed.optim
-from benchmarks.case import COMPILED, Case, Options, largest_error
+from benchmarks.case import Case, Options, largest_error
 from benchmarks.peers import Absent, need
+from benchmarks.results import COMPILED
 from benchmarks.timing import Run
 
 Shape = tuple[int, ...]

@@ -4,7 +4,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from benchmarks.case import COMPILED, Case, Options, largest_error
+from benchmarks.case import Case, Options, largest_error
+from benchmarks.results import COMPILED
 from benchmarks.timing import Run
 from fastfeed.data.finish import Finish, finish_reference
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD

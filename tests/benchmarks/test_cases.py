@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.case import COMPILED, Options, label
+from benchmarks.case import Options, label
 from benchmarks.cases import adamw, all_cases
 from benchmarks.cases.adamw import AdamWCase
 from benchmarks.cases.cross_entropy import CrossEntropyCase, torch_cross_entropy
 from benchmarks.cases.finish import FinishCase
 from benchmarks.gpu_timing import capture
 from benchmarks.peers import Absent
+from benchmarks.results import COMPILED
 from fastfeed.data.finish import finish_reference
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 

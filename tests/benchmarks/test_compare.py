@@ -129,6 +129,7 @@ def test_columns_agree_with_the_ratio():
         ({"speed": 0.5}, True),
         ({"speed": 2.0}, False),
         ({"status": "wrong", "reason": "other numbers"}, True),
+        ({"status": "failed", "bytes": None}, True),  # as it is where not even the inputs could be made
         ({"status": "absent"}, False),
     ],
 )
