@@ -6,54 +6,158 @@
 
 #include <array>
 #include <cerrno>
+#include <cstring>
+#include <memory>
 #include <stdexcept>
 
-#include "finish.h"
+#include "finish_cpu.h"
 #include "reader.h"
+#include "recycler.h"
 
 namespace py = pybind11;
 
 namespace fastfeed {
+
+void bind_stack(py::module_& m);  // bind_stack.cpp
+
 namespace {
 
-FinishArgs finish_args(uintptr_t src, uintptr_t dst, uintptr_t flip, uintptr_t table,
-                       const std::array<int64_t, 4>& shape, int element_size, bool channels_last) {
-    return {reinterpret_cast<const uint8_t*>(src),
-            reinterpret_cast<void*>(dst),
-            reinterpret_cast<const uint8_t*>(flip),
-            reinterpret_cast<const void*>(table),
-            shape[0],
-            shape[1],
-            shape[2],
-            static_cast<int>(shape[3]),
-            element_size,
-            channels_last};
+// Work under way. Keeps the Python objects whose memory it uses, and its end is waited for before they go.
+class Ticket {
+  public:
+    Ticket(std::shared_ptr<Pool> pool, Task task, py::object keep)
+        : pool_(std::move(pool)), task_(std::move(task)), keep_(std::move(keep)) {}
+    ~Ticket() {
+        try {
+            wait();
+        } catch (...) {  // a fork left it behind: nothing in this process works on the memory
+        }
+    }
+    Ticket(const Ticket&) = delete;
+    Ticket& operator=(const Ticket&) = delete;
+
+    bool done() const { return task_.done(); }
+    void wait() const {
+        py::gil_scoped_release release;
+        pool_->wait(task_);
+    }
+
+  private:
+    std::shared_ptr<Pool> pool_;
+    Task task_;
+    py::object keep_;
+};
+
+void bind_pool(py::module_& m) {
+    py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool", "Threads that work without Python.")
+        .def(py::init<int>(), py::arg("threads"), "0: as many as the process may use.")
+        .def_property_readonly("threads", &Pool::threads);
+    py::class_<Ticket>(m, "Ticket", "Work that a Pool does in the background.")
+        .def("done", &Ticket::done)
+        .def("wait", &Ticket::wait, "Help with it, and wait until it is done.");
+    m.def(
+        "copy",
+        [](std::shared_ptr<Pool> pool, uintptr_t src, uintptr_t dst, int64_t bytes, py::object keep) {
+            constexpr int64_t grain = 1 << 20;
+            Task task = pool->submit((bytes + grain - 1) / grain, [=](int64_t i) {
+                std::memcpy(reinterpret_cast<char*>(dst) + i * grain, reinterpret_cast<const char*>(src) + i * grain,
+                            std::min(grain, bytes - i * grain));
+            });
+            return std::make_unique<Ticket>(std::move(pool), std::move(task), std::move(keep));
+        },
+        "Copy memory in the background.", py::arg("pool"), py::arg("src"), py::arg("dst"), py::arg("bytes"),
+        py::arg("keep"));
+}
+
+void bind_recycler(py::module_& m) {
+    py::class_<Recycler, std::shared_ptr<Recycler>>(m, "Recycler", "Memory that is used again when its array dies.")
+        .def(py::init<int>(), py::arg("spares"), "Keep up to `spares` freed blocks.")
+        .def(
+            "take",
+            [](std::shared_ptr<Recycler> recycler, int64_t bytes) {
+                struct Owner {
+                    std::shared_ptr<Recycler> recycler;
+                    Recycler::Block block;
+                };
+                auto owner = std::make_unique<Owner>();
+                owner->block = recycler->take(bytes);
+                owner->recycler = std::move(recycler);
+                const auto* data = static_cast<uint8_t*>(owner->block.data);
+                py::capsule capsule(owner.get(), [](void* p) {
+                    std::unique_ptr<Owner> dead(static_cast<Owner*>(p));
+                    dead->recycler->give(dead->block);
+                });
+                owner.release();
+                return py::array_t<uint8_t>({bytes}, {1}, data, capsule);
+            },
+            "Return a uint8 array of `bytes` bytes, of any content, at a multiple of 64.", py::arg("bytes"));
+}
+
+FinishArgs finish_args(uintptr_t src, const std::array<int64_t, 4>& shape, const std::array<int64_t, 4>& strides,
+                       uintptr_t dst, int output, bool channels_last, uintptr_t parameters,
+                       const Normalizer& normalizer, const std::array<float, 4>& fill) {
+    FinishArgs args{};
+    args.src = reinterpret_cast<const uint8_t*>(src);
+    args.stride_n = strides[0];
+    args.stride_h = strides[1];
+    args.stride_w = strides[2];
+    args.stride_c = strides[3];
+    args.dst = reinterpret_cast<void*>(dst);
+    args.parameters = reinterpret_cast<const SampleParameters*>(parameters);
+    args.n = shape[0];
+    args.h = shape[1];
+    args.w = shape[2];
+    args.c = static_cast<int>(shape[3]);
+    args.output = static_cast<Output>(output);
+    args.channels_last = channels_last;
+    args.normalizer = normalizer;
+    std::copy(fill.begin(), fill.end(), args.fill);
+    return args;
 }
 
 void bind_finish(py::module_& m) {
+    py::class_<Normalizer>(m, "Normalizer", "The constants of (byte / 255 - mean) / std.")
+        .def(py::init([](const std::vector<float>& mean, const std::vector<float>& std) {
+                 if (mean.size() != std.size() || mean.empty() || mean.size() > 4) {
+                     throw std::invalid_argument("Normalizer: expected 1 to 4 means and as many stds");
+                 }
+                 return make_normalizer(mean.data(), std.data(), static_cast<int>(mean.size()));
+             }),
+             py::arg("mean"), py::arg("std"))
+        .def_readonly("fused", &Normalizer::fused, "Whether it needs no divisions.");
     m.def(
         "finish_cpu",
-        [](uintptr_t src, uintptr_t dst, uintptr_t flip, uintptr_t table, const std::array<int64_t, 4>& shape,
-           int element_size, bool channels_last, int threads) {
-            if (!finish_cpu(finish_args(src, dst, flip, table, shape, element_size, channels_last), threads)) {
-                throw std::invalid_argument("finish: unsupported number of channels or element size");
+        [](std::shared_ptr<Pool> pool, uintptr_t src, const std::array<int64_t, 4>& shape,
+           const std::array<int64_t, 4>& strides, uintptr_t dst, int output, bool channels_last, uintptr_t parameters,
+           const Normalizer& normalizer, const std::array<float, 4>& fill,
+           const py::object& keep) -> std::unique_ptr<Ticket> {
+            const FinishWork work = finish_work(
+                finish_args(src, shape, strides, dst, output, channels_last, parameters, normalizer, fill));
+            if (keep.is_none()) {
+                py::gil_scoped_release release;
+                pool->run(work.pieces, work.piece);
+                return nullptr;
             }
+            Task task = pool->submit(work.pieces, work.piece);
+            return std::make_unique<Ticket>(std::move(pool), std::move(task), keep);
         },
-        py::arg("src"), py::arg("dst"), py::arg("flip"), py::arg("table"), py::arg("shape"),
-        py::arg("element_size"), py::arg("channels_last"), py::arg("threads"),
-        py::call_guard<py::gil_scoped_release>());
+        "Do the last pass, or, with an object that keeps its memory alive, begin it and return a Ticket.",
+        py::arg("pool"), py::arg("src"), py::arg("shape"), py::arg("strides"), py::arg("dst"), py::arg("output"),
+        py::arg("channels_last"), py::arg("parameters"), py::arg("normalizer"), py::arg("fill"), py::arg("keep"));
 #ifdef FASTFEED_CUDA
     m.def(
         "finish_cuda",
-        [](uintptr_t src, uintptr_t dst, uintptr_t flip, uintptr_t table, const std::array<int64_t, 4>& shape,
-           int element_size, bool channels_last, int device, uintptr_t stream) {
-            const char* error = finish_cuda(finish_args(src, dst, flip, table, shape, element_size, channels_last),
-                                            device, reinterpret_cast<void*>(stream));
+        [](uintptr_t src, const std::array<int64_t, 4>& shape, const std::array<int64_t, 4>& strides, uintptr_t dst,
+           int output, bool channels_last, uintptr_t parameters, const Normalizer& normalizer,
+           const std::array<float, 4>& fill, int device, uintptr_t stream) {
+            const char* error = finish_cuda(
+                finish_args(src, shape, strides, dst, output, channels_last, parameters, normalizer, fill), device,
+                reinterpret_cast<void*>(stream));
             if (error != nullptr) throw std::runtime_error(std::string("finish: CUDA error: ") + error);
         },
-        py::arg("src"), py::arg("dst"), py::arg("flip"), py::arg("table"), py::arg("shape"),
-        py::arg("element_size"), py::arg("channels_last"), py::arg("device"), py::arg("stream"),
-        py::call_guard<py::gil_scoped_release>());
+        py::arg("src"), py::arg("shape"), py::arg("strides"), py::arg("dst"), py::arg("output"),
+        py::arg("channels_last"), py::arg("parameters"), py::arg("normalizer"), py::arg("fill"), py::arg("device"),
+        py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 #endif
 }
 
@@ -114,7 +218,10 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
     m.doc() = "fastfeed's C++/CUDA extension: file reader and last pass.";
     m.def("build_info", &fastfeed::build_info, "What the extension was built from and with.");
-    m.def("simd", &fastfeed::finish_cpu_simd, "The instruction set that the CPU path of the last pass uses.");
+    m.def("simd", &fastfeed::finish_simd, "The instruction set that the CPU path of the last pass uses.");
+    fastfeed::bind_pool(m);
+    fastfeed::bind_recycler(m);
     fastfeed::bind_finish(m);
     fastfeed::bind_reader(m);
+    fastfeed::bind_stack(m);
 }

@@ -1,68 +1,246 @@
-// The last pass: uint8 [N, H, W, C] -> horizontal flip, table lookup (normalise and cast) -> NHWC or NCHW.
+// The last pass: uint8 images -> flip, normalise, erase, mix with a partner, round -> NHWC or NCHW.
 //
-// The mathematics and the indexing stand here once, for the C++ loop and for the CUDA kernel. Normalising a
-// byte has only 256 results per channel, so they come from a table made by the eager formula: every output
-// type is then bit for bit what eager PyTorch gives, on both devices, and a pixel costs one load more.
+// What happens to a pixel stands here once, for the processor and the GPU, in IEEE operations whose order is fixed:
+// every multiply-add is either one fmaf or two roundings, never the compiler's choice (the build says
+// -ffp-contract=off and -fmad=false too). So both give the same bits, those of the eager PyTorch formulas.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #define FASTFEED_HD __host__ __device__ __forceinline__
 #else
-#define FASTFEED_HD inline
+#define FASTFEED_HD inline __attribute__((always_inline))
 #endif
 
 namespace fastfeed {
 
-struct FinishArgs {
-    const uint8_t* src;   // [N, H, W, C], contiguous
-    void* dst;            // N * H * W * C elements of `element_size` bytes
-    const uint8_t* flip;  // [N], non-zero mirrors the sample left to right; nullptr mirrors none
-    const void* table;    // [256, C] elements of `element_size` bytes
-    int64_t n, h, w;
-    int c;                // 1, 3 or 4
-    int element_size;     // 2 (fp16, bf16) or 4 (fp32)
-    bool channels_last;   // dst is [N, H, W, C], else [N, C, H, W]
+// (byte / 255 - mean) / std for one channel. 1 / 255 and 1 / std in two parts, the second the rounding error of the
+// first, turn each division into a multiplication and an fmaf.
+struct Channel {
+    float mean, std;
+    float inverse, inverse_error;
 };
 
-// Writes the C values of output pixel (n, y, x).
-template <class T, int C, bool CHANNELS_LAST>
-FASTFEED_HD void finish_pixel(const FinishArgs& a, const T* table, int64_t n, int64_t y, int64_t x, bool flip) {
-    const int64_t row = n * a.h + y;
-    const uint8_t* src = a.src + (row * a.w + (flip ? a.w - 1 - x : x)) * C;
-    T* dst = static_cast<T*>(a.dst);
-    for (int c = 0; c < C; ++c) {
-        const int64_t out = CHANNELS_LAST ? (row * a.w + x) * C + c : ((n * C + c) * a.h + y) * a.w + x;
-        dst[out] = table[src[c] * C + c];
+struct Normalizer {
+    Channel channel[4];
+    int channels;
+    bool fused;  // the two-part form gives the quotients' bits for all 256 bytes of every channel; else divide
+};
+
+// Divides only `fused` ones fast. Nearly every mean and std are; the others lie within 2^-48 of a tie.
+Normalizer make_normalizer(const float* mean, const float* std, int channels);
+
+// What happens to one sample. Rectangles are in pixels of the output, and may reach over its edges.
+struct Rectangle {
+    int32_t top, left, height, width;
+    FASTFEED_HD bool has_row(int64_t y) const { return y >= top && y < static_cast<int64_t>(top) + height; }
+    FASTFEED_HD bool has_column(int64_t x) const { return x >= left && x < static_cast<int64_t>(left) + width; }
+};
+
+struct SampleParameters {  // 64 bytes; fastfeed/data/finish.py has the same layout as a NumPy dtype
+    int32_t flip;          // 1: left to right, 2: top to bottom, 3: both
+    int32_t noise;         // non-zero: the erased pixels become noise, else FinishArgs::fill
+    uint32_t noise_key[2];
+    Rectangle erase;
+    Rectangle cut;    // these pixels are the partner's
+    int32_t partner;  // the sample it is mixed with, in [0, N); flipped and erased by its own parameters
+    float weight;     // of the sample itself, outside `cut`; 1 leaves the partner out
+    int32_t reserved[2];
+};
+static_assert(sizeof(SampleParameters) == 64, "fastfeed/data/finish.py relies on it");
+
+enum class Output : int { float32 = 0, float16 = 1, bfloat16 = 2 };
+
+struct FinishArgs {
+    const uint8_t* src;                              // [N, H, W, C]
+    int64_t stride_n, stride_h, stride_w, stride_c;  // of src, in bytes
+    void* dst;                                       // N * H * W * C values
+    const SampleParameters* parameters;              // [N], or nullptr: every sample as it is
+    int64_t n, h, w;
+    int c;  // 1, 3 or 4
+    Output output;
+    bool channels_last;  // dst is [N, H, W, C], else [N, C, H, W]
+    Normalizer normalizer;
+    float fill[4];  // what erased pixels become, per channel
+
+    FASTFEED_HD SampleParameters sample(int64_t i) const {
+        if (parameters != nullptr) return parameters[i];
+        SampleParameters none{};
+        none.weight = 1.0f;
+        none.partner = static_cast<int32_t>(i);
+        return none;
     }
+};
+
+// ------------------------------------------------------------------------------------------ one value
+
+template <bool FUSED>
+FASTFEED_HD float normalize(float byte, float mean, float std, float inverse, float inverse_error) {
+    if (FUSED) {
+        constexpr float k255 = 0x1.010102p-8f, k255_error = -0x1.fdfdfep-33f;  // their sum is 1 / 255 to 2^-56
+        const float centred = fmaf(byte, k255, byte * k255_error) - mean;
+        return fmaf(centred, inverse, centred * inverse_error);
+    }
+    return (byte / 255.0f - mean) / std;
 }
 
-// Calls launch.template operator()<T, C, CHANNELS_LAST>() for the types that `a` names; false if there are none.
-template <class Launch>
-bool dispatch_finish(const FinishArgs& a, const Launch& launch) {
-#define FASTFEED_LAYOUT(T, C) (a.channels_last ? launch.template run<T, C, true>(a) : launch.template run<T, C, false>(a))
-#define FASTFEED_CHANNELS(T)                                \
-    switch (a.c) {                                          \
-        case 1: FASTFEED_LAYOUT(T, 1); return true;         \
-        case 3: FASTFEED_LAYOUT(T, 3); return true;         \
-        case 4: FASTFEED_LAYOUT(T, 4); return true;         \
-        default: return false;                              \
-    }
-    switch (a.element_size) {
-        case 2: FASTFEED_CHANNELS(uint16_t)
-        case 4: FASTFEED_CHANNELS(uint32_t)
-        default: return false;
-    }
-#undef FASTFEED_CHANNELS
-#undef FASTFEED_LAYOUT
+FASTFEED_HD float blend(float own, float partner, float weight) {
+#ifdef __CUDA_ARCH__
+    return __fadd_rn(__fmul_rn(own, weight), __fmul_rn(partner, 1.0f - weight));
+#else
+    return own * weight + partner * (1.0f - weight);
+#endif
 }
 
-bool finish_cpu(const FinishArgs& args, int threads);
-const char* finish_cpu_simd();
+FASTFEED_HD float bits_to_float(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+    return __uint_as_float(bits);
+#else
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+#endif
+}
+
+FASTFEED_HD uint32_t float_to_bits(float value) {
+#ifdef __CUDA_ARCH__
+    return __float_as_uint(value);
+#else
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+#endif
+}
+
+// The output types, by how a float is rounded to them (to nearest, ties to even). No value is NaN: mean, std, fill
+// and weight are checked before they come here.
+struct Float32 {
+    using Bits = uint32_t;
+    static FASTFEED_HD Bits round(float value) { return float_to_bits(value); }
+};
+
+struct BFloat16 {
+    using Bits = uint16_t;
+    static FASTFEED_HD Bits round(float value) {
+#ifdef __CUDA_ARCH__
+        return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+#else
+        const uint32_t bits = float_to_bits(value);
+        return static_cast<Bits>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+#endif
+    }
+};
+
+struct Float16 {
+    using Bits = uint16_t;
+    static FASTFEED_HD Bits round(float value) {
+#ifdef __CUDA_ARCH__
+        return __half_as_ushort(__float2half_rn(value));
+#else
+        // Written without branches, for the vectoriser: three candidates and two choices.
+        const uint32_t bits = float_to_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+        // Exponents are 15 against 127; the carry of the rounding may go into them, which is right.
+        const uint32_t normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+        // Below 2^-14 values are multiples of 2^-24, which are the last bits of numbers near 0.5.
+        const uint32_t subnormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - float_to_bits(0.5f);
+        uint32_t result = magnitude < 113u << 23 ? subnormal : normal;
+        result = magnitude >= 0x477ff000 ? 0x7c00 : result;  // 65520 and more become infinite
+        return static_cast<Bits>(sign | result);
+#endif
+    }
+};
+
+// ------------------------------------------------------------------------------------------------ noise
+
+struct Words {
+    uint32_t word[4];
+};
+
+// Philox-4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The same as
+// fastfeed/data/philox.py.
+FASTFEED_HD Words philox(uint32_t key0, uint32_t key1, Words counter) {
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t p0 = uint64_t{0xD2511F53} * counter.word[0], p1 = uint64_t{0xCD9E8D57} * counter.word[2];
+        counter = {{static_cast<uint32_t>(p1 >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(p1),
+                    static_cast<uint32_t>(p0 >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(p0)}};
+        key0 += 0x9E3779B9;
+        key1 += 0xBB67AE85;
+    }
+    return counter;
+}
+
+// The natural logarithm of a positive normal number: the argument is split into 2^e * m with m around 1, and the
+// series around 1 is Cephes' (S. Moshier). Within 1e-7, relative to the result or to 1.
+FASTFEED_HD float logarithm(float value) {
+    const uint32_t bits = float_to_bits(value) - 0x3f3504f3;  // m lies in [sqrt(1/2), sqrt(2))
+    const float e = static_cast<float>(static_cast<int32_t>(bits) >> 23);
+    const float z = bits_to_float((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
+    float p = 7.0376836292e-2f;
+    p = fmaf(p, z, -1.1514610310e-1f);
+    p = fmaf(p, z, 1.1676998740e-1f);
+    p = fmaf(p, z, -1.2420140846e-1f);
+    p = fmaf(p, z, 1.4249322787e-1f);
+    p = fmaf(p, z, -1.6668057665e-1f);
+    p = fmaf(p, z, 2.0000714765e-1f);
+    p = fmaf(p, z, -2.4999993993e-1f);
+    p = fmaf(p, z, 3.3333331174e-1f);
+    const float z2 = z * z;
+    p = fmaf(p * z, z2, -0.5f * z2);
+    return fmaf(e, 0.693147180559945f, z + p);
+}
+
+// A standard normal number from a random word, by inversion: sqrt(2) * erfinv(x) with x uniform in (-1, 1).
+// Source of the polynomials: M. Giles, "Approximating the erfinv function", GPU Computing Gems, 2010.
+FASTFEED_HD float standard_normal(uint32_t word) {
+    // Odd multiples of 2^-24: symmetric, exact, and never -1, 0 or 1.
+    const float x = static_cast<float>(static_cast<int32_t>(2 * (word >> 8) + 1) - (1 << 24)) * 0x1p-24f;
+    float w = -logarithm((1.0f - x) * (1.0f + x));
+    float p;
+    if (w < 5.0f) {
+        w = w - 2.5f;
+        p = 2.81022636e-08f;
+        p = fmaf(p, w, 3.43273939e-07f);
+        p = fmaf(p, w, -3.5233877e-06f);
+        p = fmaf(p, w, -4.39150654e-06f);
+        p = fmaf(p, w, 0.00021858087f);
+        p = fmaf(p, w, -0.00125372503f);
+        p = fmaf(p, w, -0.00417768164f);
+        p = fmaf(p, w, 0.246640727f);
+        p = fmaf(p, w, 1.50140941f);
+    } else {
+        w = sqrtf(w) - 3.0f;
+        p = -0.000200214257f;
+        p = fmaf(p, w, 0.000100950558f);
+        p = fmaf(p, w, 0.00134934322f);
+        p = fmaf(p, w, -0.00367342844f);
+        p = fmaf(p, w, 0.00573950773f);
+        p = fmaf(p, w, -0.0076224613f);
+        p = fmaf(p, w, 0.00943887047f);
+        p = fmaf(p, w, 1.00167406f);
+        p = fmaf(p, w, 2.83297682f);
+    }
+    return 1.41421356f * (p * x);
+}
+
+// What pixel (y, x) of an erased sample becomes: up to four channels from one call of the generator.
+template <int C>
+FASTFEED_HD void erased_pixel(const FinishArgs& a, const SampleParameters& s, int64_t y, int64_t x, float* pixel) {
+    if (s.noise == 0) {
+        for (int c = 0; c < C; ++c) pixel[c] = a.fill[c];
+        return;
+    }
+    const Words words = philox(s.noise_key[0], s.noise_key[1],
+                               {{static_cast<uint32_t>(x), static_cast<uint32_t>(y), 0, 0}});
+    for (int c = 0; c < C; ++c) pixel[c] = standard_normal(words.word[c]);
+}
 
 #ifdef FASTFEED_CUDA
-// `stream` is a cudaStream_t. Returns nullptr, or what CUDA says is wrong.
+// `args.parameters` is on the device; `stream` is a cudaStream_t. Returns nullptr, or what CUDA says is wrong.
 const char* finish_cuda(const FinishArgs& args, int device, void* stream);
 #endif
 

@@ -1,24 +1,34 @@
 #include <cuda_runtime.h>
 
-#include "finish.h"
+#include "finish_gpu.h"
 
 namespace fastfeed {
 namespace {
 
-template <class T, int C, bool CHANNELS_LAST>
-__global__ void finish_kernel(FinishArgs a) {
-    // 256 x C entries, at most 4 KiB: shared memory serves the scattered reads that L1 would split.
-    __shared__ T table[256 * C];
-    const T* source = static_cast<const T*>(a.table);
-    for (int i = threadIdx.x; i < 256 * C; i += blockDim.x) table[i] = source[i];
-    __syncthreads();
+constexpr int THREADS = 128;
 
-    const int64_t pixels = a.n * a.h * a.w;
-    const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < pixels; i += step) {
-        const int64_t row = i / a.w;
-        const int64_t n = row / a.h;
-        finish_pixel<T, C, CHANNELS_LAST>(a, table, n, row % a.h, i % a.w, a.flip != nullptr && a.flip[n] != 0);
+// Tiles of one sample in a column of blocks, so that a sample's parameters are the same for a whole block. Four blocks to
+// a multiprocessor allow 128 registers: left alone, the compiler spills one or two of 80 to make room for a sixth.
+template <class T, int C, bool CHANNELS_LAST>
+__global__ __launch_bounds__(THREADS, 4) void tiles_kernel(const __grid_constant__ FinishArgs a) {
+    __shared__ WarpTile<T, C, CHANNELS_LAST> tiles[THREADS / WARP];
+    WarpTile<T, C, CHANNELS_LAST>& tile = tiles[threadIdx.x / WARP];
+    const int lane = threadIdx.x % WARP;
+    const uint32_t first = blockIdx.x * THREADS + threadIdx.x / WARP * WARP;
+    if (first >= a.h * (a.w / GROUP)) return;
+    for (int64_t n = blockIdx.y; n < a.n; n += gridDim.y) {
+        tile.make(a, n, first, lane);
+        __syncwarp();
+        tile.write(a, n, first, lane);
+        __syncwarp();
+    }
+}
+
+template <int C>
+__global__ __launch_bounds__(THREADS) void pixels_kernel(const __grid_constant__ FinishArgs a) {
+    const int64_t pixels = a.n * a.h * a.w, step = static_cast<int64_t>(gridDim.x) * THREADS;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < pixels; i += step) {
+        make_pixel<C>(a, i);
     }
 }
 
@@ -26,12 +36,18 @@ struct CudaLaunch {
     cudaStream_t stream;
 
     template <class T, int C, bool CHANNELS_LAST>
-    void run(const FinishArgs& a) const {
-        constexpr int threads = 256;
-        const int64_t blocks = (a.n * a.h * a.w + threads - 1) / threads;
-        // A bounded grid amortises filling the shared table; 4096 blocks fill the largest GPUs several times.
-        finish_kernel<T, C, CHANNELS_LAST><<<blocks < 4096 ? blocks : 4096, threads, 0, stream>>>(a);
+    void tiles(const FinishArgs& a) const {
+        const dim3 grid(blocks(a.h * (a.w / GROUP)), a.n < 65535 ? a.n : 65535);
+        tiles_kernel<T, C, CHANNELS_LAST><<<grid, THREADS, 0, stream>>>(a);
     }
+
+    template <int C>
+    void pixels(const FinishArgs& a) const {
+        const int64_t enough = blocks(a.n * a.h * a.w);
+        pixels_kernel<C><<<enough < 65536 ? enough : 65536, THREADS, 0, stream>>>(a);
+    }
+
+    static int64_t blocks(int64_t threads) { return (threads + THREADS - 1) / THREADS; }
 };
 
 // Makes `device` current for one scope and puts the caller's device back.
@@ -64,7 +80,7 @@ const char* finish_cuda(const FinishArgs& args, int device, void* stream) {
     DeviceGuard guard(device);
     if (guard.error() != cudaSuccess) return cudaGetErrorString(guard.error());
     if (!dispatch_finish(args, CudaLaunch{static_cast<cudaStream_t>(stream)})) {
-        return "unsupported number of channels or element size";
+        return "unsupported number of channels or output type";
     }
     const cudaError_t error = cudaGetLastError();
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

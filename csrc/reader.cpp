@@ -7,7 +7,7 @@
 #include <cerrno>
 #include <new>
 
-#include "parallel.h"
+#include "pool.h"
 
 namespace fastfeed {
 namespace {

@@ -11,15 +11,32 @@ from typing import TYPE_CHECKING, Any
 from fastfeed._version import __version__
 
 if TYPE_CHECKING:
-    from fastfeed import functional, nn, optim, transforms
+    from fastfeed import data, functional, nn, optim, transforms
     from fastfeed.data.loader import DataLoader
+    from fastfeed.data.mix import Mix, MixedTarget
     from fastfeed.data.sources import FolderSource
 
 # Loaded on first use, so that `import fastfeed` costs nothing and an op can be used without DALI installed.
-_CLASSES = {"DataLoader": "fastfeed.data.loader", "FolderSource": "fastfeed.data.sources"}
-_MODULES = ("functional", "nn", "optim", "transforms")
+_CLASSES = {
+    "DataLoader": "fastfeed.data.loader",
+    "FolderSource": "fastfeed.data.sources",
+    "Mix": "fastfeed.data.mix",
+    "MixedTarget": "fastfeed.data.mix",
+}
+_MODULES = ("data", "functional", "nn", "optim", "transforms")
 
-__all__ = ["DataLoader", "FolderSource", "__version__", "functional", "nn", "optim", "transforms"]
+__all__ = [
+    "DataLoader",
+    "FolderSource",
+    "Mix",
+    "MixedTarget",
+    "__version__",
+    "data",
+    "functional",
+    "nn",
+    "optim",
+    "transforms",
+]
 
 
 def __getattr__(name: str) -> Any:

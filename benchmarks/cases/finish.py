@@ -7,7 +7,7 @@ import torch
 from benchmarks.case import Case, Options, largest_error
 from benchmarks.results import COMPILED
 from benchmarks.timing import Run
-from fastfeed.data.finish import Finish, finish_reference
+from fastfeed.data.finish import Finish, SampleParameters, finish_reference
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 BATCHES = (8, 32, 64, 128, 256)
@@ -76,8 +76,10 @@ class FinishCase(Case):
     def expected(self) -> torch.Tensor:
         """Return what every provider should: [N, C, H, W]."""
         # On a GPU PyTorch divides by a number by multiplying with its reciprocal, which rounds differently.
-        images, flip = self.images.cpu(), self.flip.cpu()
-        return finish_reference(images, flip, IMAGENET_MEAN, IMAGENET_STD, self.dtype).to(self.images.device)
+        parameters = SampleParameters(len(self.images), flip=self.flip.cpu())
+        return finish_reference(self.images.cpu(), parameters, IMAGENET_MEAN, IMAGENET_STD, self.dtype).to(
+            self.images.device
+        )
 
     def _torch(self, compiled: bool) -> Run:
         mean, std = (torch.tensor(values, device=self.images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -87,7 +89,8 @@ class FinishCase(Case):
 
     def _fastfeed(self) -> Run:
         finish = Finish(IMAGENET_MEAN, IMAGENET_STD, self.dtype, threads=self.options.threads)
-        return lambda: finish(self.images, self.flip)
+        parameters = SampleParameters(len(self.images), flip=self.flip.cpu())
+        return lambda: finish(self.images, parameters)
 
     providers: ClassVar = {
         "eager": lambda case: case._torch(compiled=False),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.environment import cores
 from fastfeed import DataLoader, FolderSource, transforms
-from fastfeed.data.finish import Finish, finish_reference
+from fastfeed.data.finish import Finish, SampleParameters, finish_reference
 from fastfeed.data.order import epoch_order
 from fastfeed.data.plan import make_plan
 from fastfeed.demo.baseline import IMAGENET_MEAN, IMAGENET_STD, PillowFolder, random_crop_box
@@ -64,9 +64,12 @@ def test_reading_files_and_sizes(versus, source):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_last_pass(versus, dtype):
     images = torch.randint(256, (64, 224, 224, 3), dtype=torch.uint8)
-    flip = torch.arange(64) % 2 == 0
+    parameters = SampleParameters(64, flip=torch.arange(64) % 2 == 0)
     finish = Finish(IMAGENET_MEAN, IMAGENET_STD, dtype, threads=cores())
-    versus(lambda: finish(images, flip), lambda: finish_reference(images, flip, IMAGENET_MEAN, IMAGENET_STD, dtype))
+    versus(
+        lambda: finish(images, parameters),
+        lambda: finish_reference(images, parameters, IMAGENET_MEAN, IMAGENET_STD, dtype),
+    )
 
 
 def test_an_epoch(versus, source):

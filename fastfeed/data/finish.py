@@ -1,62 +1,179 @@
-"""The last pass: uint8 [N, H, W, C] -> horizontal flip, normalise, cast -> channels-last, in one kernel."""
+"""The last pass: uint8 [N, H, W, C] -> flip, normalise, erase, mix, cast -> channels-last, in one kernel."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fastfeed._extension import extension
+from fastfeed.data.philox import philox, standard_normal
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+# csrc/finish.h's SampleParameters.
+_PARAMETERS = np.dtype(
+    [
+        ("flip", np.int32),
+        ("noise", np.int32),
+        ("noise_key", np.uint64),
+        ("erase", np.int32, 4),
+        ("cut", np.int32, 4),
+        ("partner", np.int32),
+        ("weight", np.float32),
+        ("reserved", np.int32, 2),
+    ]
+)
 
-def normalize_table(mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
-    """Return what each byte becomes: [256, C] of (byte / 255 - mean) / std, computed in fp32, rounded to `dtype`."""
-    # Named, because torch.set_default_device may say otherwise and C++ reads the result.
-    cpu = torch.device("cpu")
-    levels = torch.arange(256, dtype=torch.float32, device=cpu).div(255)[:, None]
-    mean_, std_ = (torch.tensor(values, dtype=torch.float32, device=cpu) for values in (mean, std))
-    return levels.sub(mean_).div(std_).to(dtype)
+
+class SampleParameters:
+    """What the last pass does to each of N samples, in this order: flip, normalise, erase, mix.
+
+    That is torchvision's order. The partner that a sample is mixed with is flipped and erased by its own parameters.
+    Rectangles are (top, left, height, width) in pixels of the output; they may reach over its edges, and one without
+    area does nothing.
+
+    Args:
+        batch_size: N.
+        flip: [N] bool, mirror left to right.
+        vertical_flip: [N] bool, mirror top to bottom.
+        erase: [N, 4] int, the rectangle to erase (torchvision.transforms.RandomErasing).
+        noise_key: [N] uint64. With it erased pixels become standard normal noise, from the words that Philox-4x32-10
+            makes with this key of the counter (x, y, 0, 0), one word per channel. Without it they become `Finish.fill`.
+        partner: [N] int, the sample that each is mixed with, in [0, N).
+        weight: [N] float in [0, 1], mixup's share of the sample itself: weight * own + (1 - weight) * partner.
+        cut: [N, 4] int, cutmix's rectangle: what lies in it is the partner's alone.
+
+    Raises:
+        ValueError: for an array of another shape, a partner that is not in the batch, a weight outside [0, 1], or a
+            weight or rectangle to mix by without partners.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        flip: npt.ArrayLike | None = None,
+        vertical_flip: npt.ArrayLike | None = None,
+        erase: npt.ArrayLike | None = None,
+        noise_key: npt.ArrayLike | None = None,
+        partner: npt.ArrayLike | None = None,
+        weight: npt.ArrayLike | None = None,
+        cut: npt.ArrayLike | None = None,
+    ) -> None:
+        self.batch_size = batch_size
+        block = np.zeros(batch_size, _PARAMETERS)
+        block["weight"] = 1
+        block["partner"] = np.arange(batch_size)
+
+        def given(name: str, values: npt.ArrayLike, *shape: int) -> npt.NDArray[Any]:
+            array = np.asarray(values)
+            if array.shape != (batch_size, *shape):
+                raise ValueError(f"{name} has shape {list(array.shape)}; expected {[batch_size, *shape]}")
+            return array
+
+        if flip is not None:
+            block["flip"] |= given("flip", flip).astype(np.bool_)
+        if vertical_flip is not None:
+            block["flip"] |= given("vertical_flip", vertical_flip).astype(np.bool_) * np.int32(2)
+        if erase is not None:
+            block["erase"] = given("erase", erase, 4)
+        if noise_key is not None:
+            block["noise"] = 1
+            block["noise_key"] = given("noise_key", noise_key)
+        if partner is None and (weight is not None or cut is not None):
+            raise ValueError("weight and cut mix samples with their partners, and partner is None")
+        if partner is not None:
+            partners = given("partner", partner)
+            if ((partners < 0) | (partners >= batch_size)).any():
+                raise ValueError(f"partner is {partners.tolist()}; expected samples, 0 to {batch_size - 1}")
+            block["partner"] = partners
+        if weight is not None:
+            weights = given("weight", weight)
+            if not ((weights >= 0) & (weights <= 1)).all():
+                raise ValueError(f"weight is {weights.tolist()}; expected values from 0 to 1")
+            block["weight"] = weights
+        if cut is not None:
+            block["cut"] = given("cut", cut, 4)
+        self._block = block
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """Return the parameters as [N, 64] bytes on a device; to a GPU they go on the current stream."""
+        block = torch.from_numpy(self._block.view(np.uint8).reshape(self.batch_size, _PARAMETERS.itemsize))
+        # Pinned memory is given back only when the copy from it is done.
+        return block if device.type == "cpu" else block.pin_memory().to(device, non_blocking=True)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        """Return a field: flip (1 left to right, 2 top to bottom), noise, noise_key, erase, cut, partner or weight."""
+        return self._block[name]
 
 
 def finish_reference(
     images: torch.Tensor,
-    flip: torch.Tensor | None,
+    parameters: SampleParameters | None,
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.channels_last,
+    fill: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """What `Finish` computes, in eager PyTorch."""
-    if flip is not None:
-        images = torch.where(flip.to(images.device, torch.bool)[:, None, None, None], images.flip(2), images)
-    mean_, std_ = (torch.tensor(v, dtype=torch.float32, device=images.device) for v in (mean, std))
-    return (
-        images.float()
-        .div(255)
-        .sub(mean_)
-        .div(std_)
-        .permute(0, 3, 1, 2)
-        .to(dtype)
-        .contiguous(memory_format=memory_format)
-    )
+    """What `Finish` computes, in eager PyTorch; `fill` has a value per channel."""
+    n, h, w, c = images.shape
+    p = parameters if parameters is not None else SampleParameters(n)
+
+    def tensor(values: npt.ArrayLike) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=images.device)
+
+    def inside(rectangles: npt.NDArray[np.int32]) -> torch.Tensor:  # [N, H, W, 1]
+        top, left, height, width = rectangles.astype(np.int64).T[:, :, None]
+        y, x = np.arange(h), np.arange(w)
+        rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
+        return torch.from_numpy(rows[:, :, None, None] & columns[:, None, :, None]).to(images.device)
+
+    def where(condition: npt.NDArray[np.bool_], yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.from_numpy(condition).to(images.device)[:, None, None, None], yes, no)
+
+    x = where(p["flip"] & 1 > 0, images.flip(2), images)
+    x = where(p["flip"] & 2 > 0, x.flip(1), x)
+    x = x.float().div(255).sub(tensor(mean)).div(tensor(std))
+    erased = tensor([0.0] * c if fill is None else fill).expand_as(x)
+    if p["noise"].any():
+        erased = tensor(np.stack([_noise(int(key), h, w, c) for key in p["noise_key"]]))
+    x = torch.where(inside(p["erase"]), erased, x)
+    partner, weight = x[torch.from_numpy(p["partner"].astype(np.int64))], tensor(p["weight"])[:, None, None, None]
+    x = where(p["weight"] != 1, x * weight + partner * (1 - weight), x)
+    x = torch.where(inside(p["cut"]), partner, x)
+    return x.permute(0, 3, 1, 2).to(dtype).contiguous(memory_format=memory_format)
+
+
+def _noise(key: int, h: int, w: int, c: int) -> npt.NDArray[np.float32]:
+    counter = np.zeros((h, w, 4), np.uint32)
+    counter[..., 0], counter[..., 1] = np.arange(w), np.arange(h)[:, None]
+    return standard_normal(philox(key, counter))[..., :c]
 
 
 class Finish:
     """The last pass as a function of a batch.
 
-    Every result is bit for bit that of `finish_reference` on the CPU, wherever it is made: a byte has 256 values, so
-    the pass looks up a table made by the eager formula, and reads and writes each pixel once.
+    It reads each pixel, and each partner's, once, and writes each value once. The mathematics is done in fp32, as
+    (byte / 255 - mean) / std, and rounded once, to nearest even. Results are bit for bit those of the same steps in
+    eager PyTorch on the CPU, wherever they are made.
 
     Args:
         mean: one value per channel, in units of pixel / 255.
         std: likewise, positive.
         dtype: torch.float32, torch.float16 or torch.bfloat16.
         memory_format: torch.channels_last or torch.contiguous_format.
+        fill: what erased pixels become, a value for each channel or one for all, in units of the output: 0, the
+            default, is the mean.
         threads: CPU threads; 0 is one per core.
+        spare_outputs: on the CPU, how many outputs' memory is kept, once they are freed, for the next ones.
 
     Raises:
-        ValueError: for another dtype or memory format, for a number of channels other than 1, 3 or 4, or means
-            and stds of different lengths.
+        ValueError: for another dtype or memory format; for means and stds of different lengths, or that are not
+            finite, or stds that are not positive or so small that values overflow.
     """
 
     def __init__(
@@ -65,7 +182,10 @@ class Finish:
         std: Sequence[float],
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.channels_last,
+        *,
+        fill: float | Sequence[float] = 0.0,
         threads: int = 0,
+        spare_outputs: int = 2,
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(map(str, DTYPES))}")
@@ -73,19 +193,40 @@ class Finish:
             raise ValueError(
                 f"memory_format is {memory_format!r}; expected torch.channels_last or torch.contiguous_format"
             )
-        if len(mean) != len(std) or len(mean) not in (1, 3, 4):
-            raise ValueError(f"mean and std have {len(mean)} and {len(std)} values; expected 1, 3 or 4 of each")
+        check_mean_std(mean, std)
+        fill = [fill] * len(mean) if isinstance(fill, int | float) else list(fill)
+        if len(fill) != len(mean) or not all(math.isfinite(value) for value in fill):
+            raise ValueError(f"fill is {fill}; expected one finite value, or one for each of {len(mean)} channels")
+        self.mean, self.std, self.fill = tuple(mean), tuple(std), tuple(fill)
         self.dtype = dtype
         self.memory_format = memory_format
-        self.threads = threads
-        self._tables = {torch.device("cpu"): normalize_table(mean, std, dtype)}
+        self._resources = (threads, spare_outputs)
+        self._acquire()
 
-    def __call__(self, images: torch.Tensor, flip: torch.Tensor | None = None) -> torch.Tensor:
+    def _acquire(self) -> None:
+        threads, spare_outputs = self._resources
+        self._normalizer = extension().Normalizer(self.mean, self.std)
+        self._pool = extension().Pool(threads)
+        self._recycler = extension().Recycler(spare_outputs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_normalizer", "_pool", "_recycler")  # threads and memory, which no copy can share
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._acquire()
+
+    def __call__(
+        self, images: torch.Tensor, parameters: SampleParameters | None = None, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Finish a batch, on the device it is on and, on a GPU, on the current stream.
 
         Args:
-            images: [N, H, W, C] uint8, contiguous.
-            flip: [N] bool; on a GPU it may lie in (pinned) host memory.
+            images: [N, H, W, C] uint8, of any strides. On a GPU it is fastest for contiguous images whose width is a
+                multiple of 8, at an address that is one too.
+            parameters: what to do to each sample; None: nothing but normalise.
+            out: the tensor to write to: [N, C, H, W] of this dtype, memory format and the images' device.
 
         Returns:
             [N, C, H, W] of the dtype and memory format asked for.
@@ -94,50 +235,106 @@ class Finish:
             ValueError: for a tensor of another shape, dtype, layout or device.
             RuntimeError: on a GPU, if the extension was built without CUDA.
         """
-        self._check(images, flip)
+        out = self._output(images, parameters, out)
+        arguments = self._arguments(images, out)
         device = images.device
-        n, h, w, c = images.shape
-        output = torch.empty((n, c, h, w), dtype=self.dtype, device=device, memory_format=self.memory_format)
-        table = self._table(device)
-        if flip is not None:
-            flip = flip.to(device, non_blocking=True)
-        arguments = (
+        block = None if parameters is None else parameters.on(device)
+        address = 0 if block is None else block.data_ptr()
+        if device.type == "cpu":
+            extension().finish_cpu(self._pool, *arguments, address, self._normalizer, self._fill(), None)
+        else:
+            # `block` may be freed when this returns: the allocator reuses its memory in stream order only.
+            stream = torch.cuda.current_stream(device).cuda_stream
+            extension().finish_cuda(*arguments, address, self._normalizer, self._fill(), device.index, stream)
+        return out
+
+    def submit(self, images: torch.Tensor, parameters: SampleParameters | None = None) -> tuple[torch.Tensor, Any]:
+        """Begin to finish a batch on the CPU, in background threads.
+
+        Args:
+            images: as in a call; they may not change until the work is done.
+            parameters: likewise.
+
+        Returns:
+            (output, ticket): [N, C, H, W], to be read after `ticket.wait()`. The ticket keeps all memory alive.
+        """
+        out = self._output(images, parameters, None)
+        block = None if parameters is None else parameters.on(images.device)
+        ticket = extension().finish_cpu(
+            self._pool,
+            *self._arguments(images, out),
+            0 if block is None else block.data_ptr(),
+            self._normalizer,
+            self._fill(),
+            (images, out, block),
+        )
+        return out, ticket
+
+    def _fill(self) -> tuple[float, ...]:
+        return self.fill + (0.0,) * (4 - len(self.fill))
+
+    def _arguments(self, images: torch.Tensor, out: torch.Tensor) -> tuple[Any, ...]:
+        return (
             images.data_ptr(),
-            output.data_ptr(),
-            0 if flip is None else flip.data_ptr(),
-            table.data_ptr(),
-            (n, h, w, c),
-            output.element_size(),
+            tuple(images.shape),
+            images.stride(),
+            out.data_ptr(),
+            DTYPES.index(self.dtype),
             self.memory_format is torch.channels_last,
         )
-        if device.type == "cpu":
-            extension().finish_cpu(*arguments, self.threads)
-        else:
-            # `flip` and `images` may be freed when this returns: the allocator reuses them in stream order only.
-            extension().finish_cuda(*arguments, device.index, torch.cuda.current_stream(device).cuda_stream)
-        return output
 
-    def _table(self, device: torch.device) -> torch.Tensor:
-        if device not in self._tables:
-            self._tables[device] = self._tables[torch.device("cpu")].to(device)
-        return self._tables[device]
-
-    def _check(self, images: torch.Tensor, flip: torch.Tensor | None) -> None:
-        channels = self._tables[torch.device("cpu")].shape[1]
+    def _output(
+        self, images: torch.Tensor, parameters: SampleParameters | None, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Check the arguments, and return the tensor to write to."""
+        channels = len(self.mean)
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != channels:
             raise ValueError(
                 f"images are {images.dtype} {list(images.shape)}; expected torch.uint8 [N, H, W, {channels}]"
             )
-        if not images.is_contiguous():
-            raise ValueError(f"images have strides {images.stride()}; expected contiguous: call images.contiguous()")
-        if flip is not None and (
-            flip.dtype != torch.bool or flip.shape != images.shape[:1] or not flip.is_contiguous()
-        ):
-            raise ValueError(f"flip is {flip.dtype} {list(flip.shape)}; expected torch.bool [{images.shape[0]}]")
         if images.device.type not in ("cpu", "cuda"):
             raise ValueError(f"images are on {images.device}; expected a CPU or CUDA tensor")
         if images.device.type == "cuda":
             require_cuda()
+        n, h, w, c = images.shape
+        if parameters is not None and parameters.batch_size != n:
+            raise ValueError(f"parameters are for {parameters.batch_size} samples, but there are {n} images")
+        if out is None:
+            return self._new_output((n, c, h, w), images.device)
+        if (
+            out.shape != (n, c, h, w)
+            or out.dtype != self.dtype
+            or out.device != images.device
+            or not out.is_contiguous(memory_format=self.memory_format)
+        ):
+            raise ValueError(
+                f"out is {out.dtype} {list(out.shape)} with strides {out.stride()} on {out.device}; expected "
+                f"{self.dtype} {[n, c, h, w]} in {self.memory_format} on {images.device}"
+            )
+        return out
+
+    def _new_output(self, shape: tuple[int, int, int, int], device: torch.device) -> torch.Tensor:
+        if device.type != "cpu":
+            return torch.empty(shape, dtype=self.dtype, device=device, memory_format=self.memory_format)
+        n, c, h, w = shape
+        memory = torch.from_numpy(self._recycler.take(n * c * h * w * self.dtype.itemsize))
+        strides = (h * w * c, 1, w * c, c) if self.memory_format is torch.channels_last else (c * h * w, h * w, w, 1)
+        # `set_` and not a view: the tensor is nobody's part, so that it may be resized, saved and changed in place.
+        return torch.empty(0, dtype=self.dtype, device=device).set_(memory.untyped_storage(), 0, shape, strides)
+
+
+def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ValueError unless mean and std are fit for normalising 1, 3 or 4 channels."""
+    if len(mean) != len(std) or len(mean) not in (1, 3, 4):
+        raise ValueError(f"mean and std have {len(mean)} and {len(std)} values; expected 1, 3 or 4 of each")
+    if not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"mean is {tuple(mean)}; expected finite values")
+    if not all(math.isfinite(value) and value > 0 for value in std):
+        raise ValueError(f"std is {tuple(std)}; expected positive, finite values")
+    for m, s in zip(mean, std, strict=True):
+        # Twice the largest value must be finite in fp32, so that no step of the pass can overflow.
+        if np.float32(s) < np.finfo(np.float32).tiny or max(abs(m), abs(1 - m)) / s > 1e38:
+            raise ValueError(f"std is {tuple(std)}, so small that values overflow; is it in units of pixel / 255?")
 
 
 def require_cuda() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastfeed.data.finish import Finish, require_cuda
+from fastfeed.data.finish import Finish, SampleParameters, require_cuda
 from fastfeed.data.graph import Graph
 from fastfeed.data.order import batches, epoch_order
 from fastfeed.data.plan import Plan, make_plan
@@ -100,7 +100,7 @@ class DataLoader:
         self.device = choose_device(device)
         self.seed = seed
         self.epoch = 0
-        self._finish = Finish(self.transform.mean, self.transform.std, dtype, memory_format, self.num_workers)
+        self._finish = Finish(self.transform.mean, self.transform.std, dtype, memory_format, threads=self.num_workers)
         self._idle_graph: Graph | None = self._new_graph()  # now, so that what is missing shows here
         self._pid = os.getpid()
 
@@ -145,7 +145,7 @@ class DataLoader:
                 images = graph.result()
                 submit_next()
                 yield (
-                    self._finish(images, self._pin(torch.from_numpy(plan.flip))),
+                    self._finish(images, SampleParameters(len(images), flip=plan.flip)),
                     target.to(self.device, non_blocking=True),
                 )
         except GeneratorExit:  # the consumer left early, which is no fault of the graph's

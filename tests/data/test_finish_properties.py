@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfeed.data.finish import DTYPES
+from fastfeed.data.finish import DTYPES, SampleParameters
 from tests.data.test_finish import FORMATS, check, random_images
 
 
@@ -16,5 +16,5 @@ from tests.data.test_finish import FORMATS, check, random_images
 )
 def test_any_size_and_number_of_threads(shape, threads, mirror, data):
     dtype, memory_format = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(FORMATS))
-    flip = torch.arange(shape[0]) % 2 == 0 if mirror else None
-    check(random_images(*shape), flip, dtype, memory_format, threads)
+    parameters = SampleParameters(shape[0], flip=torch.arange(shape[0]) % 2 == 0) if mirror else None
+    check(random_images(*shape), parameters, dtype, memory_format, threads)

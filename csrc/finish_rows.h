@@ -1,0 +1,253 @@
+// The rows of the last pass. finish_cpu.cpp includes this once per instruction set, each time in another namespace and
+// with another target for the compiler, so it has no include guard and includes nothing.
+
+struct Scratch {
+    explicit Scratch(int64_t values) : bytes{std::vector<uint8_t>(values + 16), std::vector<uint8_t>(values + 16)},
+                                       floats{std::vector<uint32_t>(values), std::vector<uint32_t>(values)},
+                                       row(values) {}
+    std::vector<uint8_t> bytes[2];    // pixels in the order of the output, of a sample and of its partner
+    std::vector<uint32_t> floats[2];  // their values
+    std::vector<uint32_t> row;        // the output row, where it must be taken apart into planes
+};
+
+template <int C>
+void copy_reversed(const uint8_t* src, int64_t pixels, uint8_t* dst) {
+    // src is the last pixel of those to copy from, in their order.
+    int64_t i = 0;
+    if constexpr (C == 3) {
+        // Five pixels at a time, with a sixteenth byte that the next five overwrite. It is read from the pixel after
+        // them, so the first pixel, which may have none after it, goes alone.
+        using Vector = uint8_t __attribute__((vector_size(16)));
+        if (pixels > 0) {
+            std::memcpy(dst, src, 3);
+            i = 1;
+        }
+        for (; i + 5 <= pixels; i += 5) {
+            Vector five;
+            std::memcpy(&five, src - (i + 4) * 3, sizeof five);
+#ifdef __clang__
+            five = __builtin_shufflevector(five, five, 12, 13, 14, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2, 15);
+#else
+            five = __builtin_shuffle(five, Vector{12, 13, 14, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2, 15});
+#endif
+            std::memcpy(dst + i * 3, &five, sizeof five);
+        }
+    }
+    for (; i < pixels; ++i) {
+        for (int c = 0; c < C; ++c) dst[i * C + c] = src[-i * C + c];
+    }
+}
+
+// The pixels [begin, end) of output row y, one after the other: where they lie, or copied to `scratch`.
+template <int C>
+const uint8_t* load_pixels(const FinishArgs& a, const SampleParameters& s, int64_t n, int64_t y,
+                                           int64_t begin, int64_t end, uint8_t* scratch) {
+    const bool mirrored = s.flip & 1;
+    const uint8_t* row = a.src + n * a.stride_n + (s.flip & 2 ? a.h - 1 - y : y) * a.stride_h;
+    if (a.stride_c == 1 && a.stride_w == C) {
+        if (!mirrored) return row + begin * C;
+        copy_reversed<C>(row + (a.w - 1 - begin) * C, end - begin, scratch);
+        return scratch;
+    }
+    const int64_t step = mirrored ? -a.stride_w : a.stride_w;
+    const uint8_t* first = row + (mirrored ? a.w - 1 - begin : begin) * a.stride_w;
+    for (int c = 0; c < C; ++c) {
+        const uint8_t* channel = first + c * a.stride_c;
+        for (int64_t i = 0; i < end - begin; ++i) scratch[i * C + c] = channel[i * step];
+    }
+    return scratch;
+}
+
+// The two ends of a block's way. What lies between is plain loops over 32-bit values, which compilers turn into vectors
+// of any width; they do worse where the width of the values changes.
+FASTFEED_INLINE void widen(const uint8_t* src, float* values) {
+#if defined(FASTFEED_AVX512)
+    for (int i = 0; i < BLOCK; i += 16) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i));
+        _mm512_store_ps(values + i, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
+    }
+#elif defined(FASTFEED_AVX2)
+    for (int i = 0; i < BLOCK; i += 8) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(src + i));
+        _mm256_store_ps(values + i, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
+    }
+#else
+    for (int i = 0; i < BLOCK; ++i) values[i] = src[i];
+#endif
+}
+
+FASTFEED_INLINE void narrow(const uint32_t* values, uint16_t* dst) {
+#if defined(FASTFEED_AVX512)
+    for (int i = 0; i < BLOCK; i += 16) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i), _mm512_cvtepi32_epi16(_mm512_load_si512(values + i)));
+    }
+#elif defined(FASTFEED_AVX2)
+    for (int i = 0; i < BLOCK; i += 16) {
+        const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(values + i));
+        const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(values + i + 8));
+        // The two halves of a vector are packed apart: 0 2 1 3 puts them in order.
+        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0b11011000);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i), packed);
+    }
+#else
+    for (int i = 0; i < BLOCK; ++i) dst[i] = static_cast<uint16_t>(values[i]);
+#endif
+}
+
+FASTFEED_INLINE void round_block(const float* values, Float32, uint32_t* dst) {
+    std::memcpy(dst, values, BLOCK * sizeof *dst);
+}
+
+FASTFEED_INLINE void round_block(const float* values, BFloat16, uint16_t* dst) {
+    alignas(64) uint32_t bits[BLOCK];
+    for (int j = 0; j < BLOCK; ++j) bits[j] = BFloat16::round(values[j]);
+    narrow(bits, dst);
+}
+
+FASTFEED_INLINE void round_block(const float* values, Float16, uint16_t* dst) {
+#if defined(FASTFEED_AVX512)
+    for (int i = 0; i < BLOCK; i += 16) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i),
+                            _mm512_cvtps_ph(_mm512_load_ps(values + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+#elif defined(FASTFEED_AVX2)
+    for (int i = 0; i < BLOCK; i += 8) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i),
+                         _mm256_cvtps_ph(_mm256_load_ps(values + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+#else
+    alignas(64) uint32_t bits[BLOCK];
+    for (int j = 0; j < BLOCK; ++j) bits[j] = Float16::round(values[j]);
+    narrow(bits, dst);
+#endif
+}
+
+template <bool FUSED>
+FASTFEED_INLINE void normalize_block(const uint8_t* src, const Lanes& k, float* values) {
+    widen(src, values);
+    for (int j = 0; j < BLOCK; ++j) {
+        values[j] = normalize<FUSED>(values[j], k.mean[j], k.std[j], k.inverse[j], k.inverse_error[j]);
+    }
+}
+
+// Calls block(src..., dst) for every block of a row's `count` values. The last one, if it is not full, is done in
+// buffers of a whole block's size.
+template <class Bits, class Body, class... Source>
+FASTFEED_INLINE void for_each_block(int64_t count, Bits* dst, const Body& block, const Source*... src) {
+    int64_t i = 0;
+    for (; i + BLOCK <= count; i += BLOCK) block(src + i..., dst + i);
+    if (i == count) return;
+    struct Padded {
+        uint8_t byte[BLOCK] = {};
+        Padded(const uint8_t* from, int64_t size) { std::memcpy(byte, from, size); }
+    };
+    Bits last[BLOCK];
+    block(Padded(src + i, count - i).byte..., last);
+    std::memcpy(dst + i, last, (count - i) * sizeof(Bits));
+}
+
+template <class T, bool FUSED>
+void normalize_pixels(const uint8_t* src, int64_t count, const Lanes& k, typename T::Bits* dst) {
+    for_each_block(count, dst, [&](const uint8_t* in, typename T::Bits* out) {
+        alignas(64) float values[BLOCK];
+        normalize_block<FUSED>(in, k, values);
+        round_block(values, T(), out);
+    }, src);
+}
+
+template <class T, bool FUSED>
+void blend_pixels(const uint8_t* own, const uint8_t* partner, float weight, int64_t count, const Lanes& k,
+                  typename T::Bits* dst) {
+    for_each_block(count, dst, [&](const uint8_t* in, const uint8_t* partner_in, typename T::Bits* out) {
+        alignas(64) float values[BLOCK], partner_values[BLOCK];
+        normalize_block<FUSED>(in, k, values);
+        normalize_block<FUSED>(partner_in, k, partner_values);
+        for (int j = 0; j < BLOCK; ++j) values[j] = blend(values[j], partner_values[j], weight);
+        round_block(values, T(), out);
+    }, own, partner);
+}
+
+// The columns of [begin, end) that lie in a rectangle, on row y; empty at `end` if none do.
+struct Columns {
+    int64_t begin, end;
+    Columns(const Rectangle& rectangle, int64_t y, int64_t first, int64_t last) : begin(last), end(last) {
+        if (!rectangle.has_row(y) || rectangle.width <= 0) return;
+        begin = std::clamp<int64_t>(rectangle.left, first, last);
+        end = std::clamp<int64_t>(int64_t{rectangle.left} + rectangle.width, begin, last);
+    }
+    bool empty() const { return begin == end; }
+};
+
+// Sample n's own values for the pixels [begin, end) of output row y: flipped, normalised, erased.
+template <class T, int C, bool FUSED>
+void write_sample(const FinishArgs& a, const SampleParameters& s, const Lanes& k, int64_t n, int64_t y,
+                                  int64_t begin, int64_t end, uint8_t* scratch, typename T::Bits* dst) {
+    normalize_pixels<T, FUSED>(load_pixels<C>(a, s, n, y, begin, end, scratch), (end - begin) * C, k, dst);
+    const Columns erased(s.erase, y, begin, end);
+    for (int64_t x = erased.begin; x < erased.end; ++x) {
+        float pixel[C];
+        erased_pixel<C>(a, s, y, x, pixel);
+        for (int c = 0; c < C; ++c) dst[(x - begin) * C + c] = T::round(pixel[c]);
+    }
+}
+
+// The values of output row y of sample n, pixel after pixel.
+template <class T, int C, bool FUSED>
+void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratch& scratch,
+                               typename T::Bits* dst) {
+    const SampleParameters s = a.sample(n);
+    const Columns cut(s.cut, y, 0, a.w);
+    const struct {
+        int64_t begin, end;
+        bool own;
+    } parts[3] = {{0, cut.begin, true}, {cut.begin, cut.end, false}, {cut.end, a.w, true}};
+    for (const auto& part : parts) {
+        if (part.begin == part.end) continue;
+        typename T::Bits* out = dst + part.begin * C;
+        if (!part.own || s.weight == 1.0f) {
+            const int64_t from = part.own ? n : s.partner;
+            write_sample<T, C, FUSED>(a, a.sample(from), k, from, y, part.begin, part.end, scratch.bytes[0].data(),
+                                      out);
+            continue;
+        }
+        const int64_t values = (part.end - part.begin) * C;
+        const int64_t from[2] = {n, s.partner};
+        const SampleParameters both[2] = {s, a.sample(s.partner)};
+        if (Columns(both[0].erase, y, part.begin, part.end).empty() &&
+            Columns(both[1].erase, y, part.begin, part.end).empty()) {
+            const uint8_t* pixels[2];
+            for (int i = 0; i < 2; ++i) {
+                pixels[i] = load_pixels<C>(a, both[i], from[i], y, part.begin, part.end, scratch.bytes[i].data());
+            }
+            blend_pixels<T, FUSED>(pixels[0], pixels[1], s.weight, values, k, out);
+        } else {
+            for (int i = 0; i < 2; ++i) {
+                write_sample<Float32, C, FUSED>(a, both[i], k, from[i], y, part.begin, part.end,
+                                                scratch.bytes[i].data(), scratch.floats[i].data());
+            }
+            for (int64_t i = 0; i < values; ++i) {
+                out[i] = T::round(
+                    blend(bits_to_float(scratch.floats[0][i]), bits_to_float(scratch.floats[1][i]), s.weight));
+            }
+        }
+    }
+}
+
+template <class T, int C, bool FUSED>
+void write_rows(const FinishArgs& a, const Lanes& k, int64_t begin, int64_t end) {
+    using Bits = typename T::Bits;
+    Scratch scratch(a.w * C);
+    for (int64_t row = begin; row < end; ++row) {
+        const int64_t n = row / a.h, y = row % a.h;
+        if (a.channels_last) {
+            write_row<T, C, FUSED>(a, k, n, y, scratch, static_cast<Bits*>(a.dst) + row * a.w * C);
+            continue;
+        }
+        Bits* values = reinterpret_cast<Bits*>(scratch.row.data());
+        write_row<T, C, FUSED>(a, k, n, y, scratch, values);
+        for (int c = 0; c < C; ++c) {
+            Bits* plane = static_cast<Bits*>(a.dst) + ((n * C + c) * a.h + y) * a.w;
+            for (int64_t x = 0; x < a.w; ++x) plane[x] = values[x * C + c];
+        }
+    }
+}
