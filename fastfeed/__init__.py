@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastfeed import data, functional, nn, optim, transforms
     from fastfeed.data.loader import DataLoader
     from fastfeed.data.mix import Mix, MixedTarget
+    from fastfeed.data.prefetch import Prefetcher
     from fastfeed.data.sources import FolderSource
 
 # Loaded on first use, so that `import fastfeed` costs nothing and an op can be used without DALI installed.
@@ -22,6 +23,7 @@ _CLASSES = {
     "FolderSource": "fastfeed.data.sources",
     "Mix": "fastfeed.data.mix",
     "MixedTarget": "fastfeed.data.mix",
+    "Prefetcher": "fastfeed.data.prefetch",
 }
 _MODULES = ("data", "functional", "nn", "optim", "transforms")
 
@@ -30,6 +32,7 @@ __all__ = [
     "FolderSource",
     "Mix",
     "MixedTarget",
+    "Prefetcher",
     "__version__",
     "data",
     "functional",

@@ -201,16 +201,17 @@ class Finish:
         self.dtype = dtype
         self.memory_format = memory_format
         self._resources = (threads, spare_outputs)
+        self._mean_std: dict[torch.device, torch.Tensor] = {}
         self._acquire()
 
     def _acquire(self) -> None:
         threads, spare_outputs = self._resources
         self._normalizer = extension().Normalizer(self.mean, self.std)
-        self._pool = extension().Pool(threads)
+        self.pool = extension().Pool(threads)
         self._recycler = extension().Recycler(spare_outputs)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_normalizer", "_pool", "_recycler")  # threads and memory, which no copy can share
+        own = ("_normalizer", "pool", "_recycler")  # threads and memory, which no copy can share
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -241,7 +242,7 @@ class Finish:
         block = None if parameters is None else parameters.on(device)
         address = 0 if block is None else block.data_ptr()
         if device.type == "cpu":
-            extension().finish_cpu(self._pool, *arguments, address, self._normalizer, self._fill(), None)
+            extension().finish_cpu(self.pool, *arguments, address, self._normalizer, self._fill(), None)
         else:
             # `block` may be freed when this returns: the allocator reuses its memory in stream order only.
             stream = torch.cuda.current_stream(device).cuda_stream
@@ -261,7 +262,7 @@ class Finish:
         out = self._output(images, parameters, None)
         block = None if parameters is None else parameters.on(images.device)
         ticket = extension().finish_cpu(
-            self._pool,
+            self.pool,
             *self._arguments(images, out),
             0 if block is None else block.data_ptr(),
             self._normalizer,
@@ -269,6 +270,36 @@ class Finish:
             (images, out, block),
         )
         return out, ticket
+
+    def normalize(self, images: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalise and cast a batch that has values already, with PyTorch: (images - mean) / std.
+
+        Args:
+            images: [N, C, H, W] of a floating dtype, 0 to 1.
+            out: as in a call.
+
+        Returns:
+            [N, C, H, W] of the dtype and memory format asked for.
+
+        Raises:
+            ValueError: for a tensor of another shape or dtype.
+        """
+        channels = len(self.mean)
+        if not images.is_floating_point() or images.dim() != 4 or images.shape[1] != channels:
+            raise ValueError(
+                f"images are {images.dtype} {list(images.shape)}; expected a floating dtype and [N, {channels}, H, W]"
+            )
+        if images.device not in self._mean_std:
+            # From pinned memory, and kept: a copy from anywhere else holds up the host.
+            values = torch.tensor((self.mean, self.std), dtype=torch.float32, device="cpu")[..., None, None]
+            pinned = values.pin_memory() if images.is_cuda else values
+            self._mean_std[images.device] = pinned.to(images.device, non_blocking=True)
+        mean, std = self._mean_std[images.device]
+        normalized = images.float().sub(mean).div_(std)
+        if out is None:
+            return normalized.to(self.dtype, memory_format=self.memory_format)
+        self._check_out(out, images.shape, images.device)
+        return out.copy_(normalized)
 
     def _fill(self) -> tuple[float, ...]:
         return self.fill + (0.0,) * (4 - len(self.fill))
@@ -301,17 +332,16 @@ class Finish:
             raise ValueError(f"parameters are for {parameters.batch_size} samples, but there are {n} images")
         if out is None:
             return self._new_output((n, c, h, w), images.device)
-        if (
-            out.shape != (n, c, h, w)
-            or out.dtype != self.dtype
-            or out.device != images.device
-            or not out.is_contiguous(memory_format=self.memory_format)
-        ):
+        self._check_out(out, (n, c, h, w), images.device)
+        return out
+
+    def _check_out(self, out: torch.Tensor, shape: Sequence[int], device: torch.device) -> None:
+        contiguous = out.dim() == 4 and out.is_contiguous(memory_format=self.memory_format)
+        if not contiguous or list(out.shape) != list(shape) or out.dtype != self.dtype or out.device != device:
             raise ValueError(
                 f"out is {out.dtype} {list(out.shape)} with strides {out.stride()} on {out.device}; expected "
-                f"{self.dtype} {[n, c, h, w]} in {self.memory_format} on {images.device}"
+                f"{self.dtype} {list(shape)} in {self.memory_format} on {device}"
             )
-        return out
 
     def _new_output(self, shape: tuple[int, int, int, int], device: torch.device) -> torch.Tensor:
         if device.type != "cpu":

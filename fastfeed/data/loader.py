@@ -1,7 +1,6 @@
 """DataLoader: the rooms of the pipeline in a line."""
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastfeed.data.finish import Finish, SampleParameters, require_cuda
+from fastfeed.data.arguments import check_whole, choose_device
+from fastfeed.data.finish import Finish, SampleParameters
 from fastfeed.data.graph import Graph
+from fastfeed.data.mix import Mix, MixedTarget, draw_mix, mix_target
 from fastfeed.data.order import batches, epoch_order
-from fastfeed.data.plan import Plan, make_plan
+from fastfeed.data.plan import make_plan
+from fastfeed.data.ring import DeviceRing, HostRing, Work, overlapped
 from fastfeed.data.sources import FolderSource
 from fastfeed.data.transforms import Transform, train
 
@@ -38,11 +40,12 @@ class DataLoader:
             PyTorch and the extension can use, else the CPU.
         dtype: torch.float32, torch.float16 or torch.bfloat16.
         memory_format: torch.channels_last, or torch.contiguous_format.
+        mix: mixup, cutmix or both, after everything else; the target becomes a `fastfeed.MixedTarget`.
         seed: 64 bits; decides the order and every random choice.
 
     Yields:
-        (images, target): images [N, 3, size, size] of `dtype`, (pixel / 255 - mean) / std; target [N] int64.
-        Both on `device`.
+        (images, target): images [N, 3, size, size] of `dtype`, (pixel / 255 - mean) / std; target [N] int64, or a
+        MixedTarget. Both on `device`.
 
     Attributes:
         source: where the samples come from; `source.classes` names the targets.
@@ -72,18 +75,21 @@ class DataLoader:
         device: str | int | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.channels_last,
+        mix: Mix | None = None,
         seed: int = 0,
     ) -> None:
-        _check_whole("batch_size", batch_size, 1)
-        _check_whole("num_workers", num_workers, 0)
-        _check_whole("prefetch_factor", prefetch_factor, 1)
-        _check_whole("seed", seed, 0)
+        check_whole("batch_size", batch_size, 1)
+        check_whole("num_workers", num_workers, 0)
+        check_whole("prefetch_factor", prefetch_factor, 1)
+        check_whole("seed", seed, 0)
         if seed >= 2**64:
             raise ValueError(f"seed is {seed}; expected at most 2**64 - 1")
         if transform is not None and not isinstance(transform, Transform):
             raise TypeError(
                 f"transform is {type(transform).__name__}; expected a Transform, as fastfeed.transforms.train(224)"
             )
+        if mix is not None and not isinstance(mix, Mix):
+            raise TypeError(f"mix is {type(mix).__name__}; expected a fastfeed.Mix, as fastfeed.Mix(mixup=0.2)")
         if isinstance(dataset, str | os.PathLike):
             dataset = FolderSource(dataset)
         if not isinstance(dataset, FolderSource):
@@ -98,9 +104,19 @@ class DataLoader:
         self.prefetch_factor = prefetch_factor
         self.transform = transform if transform is not None else train()
         self.device = choose_device(device)
+        self.mix = mix
         self.seed = seed
         self.epoch = 0
-        self._finish = Finish(self.transform.mean, self.transform.std, dtype, memory_format, threads=self.num_workers)
+        self._finish = Finish(
+            self.transform.mean,
+            self.transform.std,
+            dtype,
+            memory_format,
+            threads=self.num_workers,
+            spare_outputs=self._ahead + 2,
+        )
+        self._stream: torch.cuda.Stream | None = None
+        self._idle_ring: HostRing | DeviceRing | None = None
         self._idle_graph: Graph | None = self._new_graph()  # now, so that what is missing shows here
         self._pid = os.getpid()
 
@@ -109,24 +125,33 @@ class DataLoader:
         whole, rest = divmod(len(self.source), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch
         self.epoch += 1
         return self._run(epoch)
 
-    def _run(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _run(self, epoch: int) -> Iterator[Any]:
+        # An iterator owns a ring and a graph while it runs: two over one loader do not mix their batches.
+        ring, self._idle_ring = self._idle_ring or self._new_ring(), None
+        try:
+            for done in overlapped(self._decoded(epoch), ring, self._ahead):
+                target = done.rest[0] if self.mix is None else MixedTarget(*done.rest)
+                yield done.images, target
+        finally:
+            self._idle_ring = ring
+
+    def _decoded(self, epoch: int) -> Iterator[Work]:
         order = epoch_order(len(self.source), shuffle=self.shuffle, seed=self.seed, epoch=epoch)
-        todo = iter(batches(order, self.batch_size, drop_last=self.drop_last))
-        # An iterator owns a graph while it runs: two over one loader do not mix their batches.
+        todo = enumerate(batches(order, self.batch_size, drop_last=self.drop_last))
         graph = self._take_graph()
-        pending: deque[tuple[torch.Tensor, Plan] | Exception] = deque()
+        pending: deque[tuple[SampleParameters, list[torch.Tensor]] | Exception] = deque()
 
         def submit_next() -> None:
-            indices = next(todo, None)
+            position, indices = next(todo, (0, None))
             if indices is None:
                 return
             try:
-                pending.append(self._submit(graph, indices, epoch))
+                pending.append(self._submit(graph, indices, epoch, position))
             except (OSError, ValueError) as error:
                 pending.append(error)  # raised when its turn comes, after the good batches before it
 
@@ -141,26 +166,38 @@ class DataLoader:
                         raise entry
                     finally:
                         del entry  # the error holds this frame by its traceback: do not close the circle
-                target, plan = entry
                 images = graph.result()
                 submit_next()
-                yield (
-                    self._finish(images, SampleParameters(len(images), flip=plan.flip)),
-                    target.to(self.device, non_blocking=True),
-                )
+                yield Work(images, *entry)
         except GeneratorExit:  # the consumer left early, which is no fault of the graph's
             self._idle_graph = graph
             raise
         self._idle_graph = graph
 
-    def _submit(self, graph: Graph, indices: npt.NDArray[np.int64], epoch: int) -> tuple[torch.Tensor, Plan]:
+    def _submit(
+        self, graph: Graph, indices: npt.NDArray[np.int64], epoch: int, position: int
+    ) -> tuple[SampleParameters, list[torch.Tensor]]:
         batch = self.source.read(indices, self.num_workers)
         plan = make_plan(self.transform, batch.sizes, indices, seed=self.seed, epoch=epoch)
         graph.submit(batch, plan)
-        return self._pin(torch.from_numpy(batch.targets)), plan
+        n, size, target = len(indices), self.transform.crop.size, torch.from_numpy(batch.targets)
+        if self.mix is None:
+            return SampleParameters(n, flip=plan.flip), [target]
+        mix = draw_mix(self.mix, n, size, size, seed=self.seed, epoch=epoch, batch=position)
+        parameters = SampleParameters(n, flip=plan.flip, partner=mix.partner, weight=mix.weight, cut=mix.box)
+        return parameters, list(mix_target(target, mix))
 
-    def _pin(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+    @property
+    def _ahead(self) -> int:
+        # On a GPU the pass is queued on the consumer's stream as soon as DALI's work is: nothing is gained by waiting.
+        return 0 if self.device.type == "cuda" else 1
+
+    def _new_ring(self) -> HostRing | DeviceRing:
+        if self.device.type == "cpu":
+            return HostRing(self._finish)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        return DeviceRing(self._finish, self.device, self._stream, self._ahead)
 
     def _new_graph(self) -> Graph:
         size = self.transform.crop.size
@@ -168,7 +205,8 @@ class DataLoader:
         return Graph(size, largest, self.device, self.num_workers, self.prefetch_factor)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_idle_graph": None}  # threads and GPU memory, which no copy can share
+        # Threads and GPU memory, which no copy can share.
+        return {**self.__dict__, "_idle_graph": None, "_idle_ring": None, "_stream": None}
 
     def _take_graph(self) -> Graph:
         graph, self._idle_graph = self._idle_graph, None
@@ -183,45 +221,3 @@ class DataLoader:
             except RuntimeError:
                 pass  # one of those batches could not be decoded; the graph may not go on after an error
         return self._new_graph()
-
-
-def choose_device(device: str | int | torch.device | None) -> torch.device:
-    """Return the device that `device` names, or the best one there is.
-
-    Raises:
-        ValueError: for a kind of device that is neither CPU nor CUDA.
-        RuntimeError: for a name that is no device's, a GPU that is not there, or an extension built without CUDA.
-    """
-    if device is None:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        try:
-            require_cuda()
-        except RuntimeError as error:
-            warnings.warn(f"there is a GPU, but batches are made on the CPU: {error}", stacklevel=3)
-            return torch.device("cpu")
-        return torch.device("cuda", torch.cuda.current_device())
-    try:
-        # PyTorch reads a bare number as a GPU's, where there is one.
-        chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    except RuntimeError:
-        raise RuntimeError(f"device is {device!r}, which is none; expected 'cpu', 'cuda' or 'cuda:<index>'") from None
-    if chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:<index>'")
-    if chosen.type == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise RuntimeError(
-            f"device is {device!r}, but PyTorch sees no NVIDIA GPU (torch.cuda.is_available() is False). Use "
-            "device='cpu', or run `fastfeed info` to see what is missing"
-        )
-    index = chosen.index if chosen.index is not None else torch.cuda.current_device()
-    if index >= torch.cuda.device_count():
-        raise RuntimeError(f"device is {device!r}, but there are {torch.cuda.device_count()} GPUs, numbered from 0")
-    require_cuda()
-    return torch.device("cuda", index)
-
-
-def _check_whole(name: str, value: int, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} is {value!r}; expected a whole number, {low} or more")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastfeed import transforms
-from fastfeed.data.loader import DataLoader, choose_device
+from fastfeed.data.arguments import choose_device
+from fastfeed.data.loader import DataLoader
 from fastfeed.data.sources import FolderSource
 from fastfeed.demo.baseline import PillowFolder
 from fastfeed.demo.draw import FORMAT, draw_dataset

@@ -1,0 +1,50 @@
+"""What the loaders' arguments have in common."""
+
+import warnings
+
+import torch
+
+from fastfeed.data.finish import require_cuda
+
+
+def choose_device(device: str | int | torch.device | None) -> torch.device:
+    """Return the device that `device` names, or the best one there is.
+
+    Raises:
+        ValueError: for a kind of device that is neither CPU nor CUDA.
+        RuntimeError: for a name that is no device's, a GPU that is not there, or an extension built without CUDA.
+    """
+    if device is None:
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        try:
+            require_cuda()
+        except RuntimeError as error:
+            warnings.warn(f"there is a GPU, but batches are made on the CPU: {error}", stacklevel=3)
+            return torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device())
+    try:
+        # PyTorch reads a bare number as a GPU's, where there is one.
+        chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except RuntimeError:
+        raise RuntimeError(f"device is {device!r}, which is none; expected 'cpu', 'cuda' or 'cuda:<index>'") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:<index>'")
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"device is {device!r}, but PyTorch sees no NVIDIA GPU (torch.cuda.is_available() is False). Use "
+            "device='cpu', or run `fastfeed info` to see what is missing"
+        )
+    index = chosen.index if chosen.index is not None else torch.cuda.current_device()
+    if index >= torch.cuda.device_count():
+        raise RuntimeError(f"device is {device!r}, but there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    require_cuda()
+    return torch.device("cuda", index)
+
+
+def check_whole(name: str, value: int, low: int) -> None:
+    """Raise ValueError unless `value` is an int, and `low` or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} is {value!r}; expected a whole number, {low} or more")

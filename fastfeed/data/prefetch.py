@@ -1,0 +1,327 @@
+"""Prefetcher: the last pass for any loader."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastfeed.data.arguments import check_whole, choose_device
+from fastfeed.data.finish import Finish, SampleParameters
+from fastfeed.data.mix import Mix, draw_mix, mix_target
+from fastfeed.data.ring import DeviceRing, Done, HostRing, Work, overlapped
+from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from fastfeed.data.tree import Path, leaves, path_name, replace_leaves
+
+
+class Prefetcher:
+    """Wraps a loader: its batches, with the images finished, on the device, some of them ahead of the training.
+
+    The loader gives images as bytes, which is four times less to move than float32, and this does what is usually left
+    to slow single operations: mixup or cutmix, (pixel / 255 - mean) / std, the cast, and channels-last memory, in one
+    pass. On a GPU batches are copied on a side stream while the GPU works on others; on the CPU the pass runs in
+    background threads. What is not the image is passed through, its tensors moved to the device.
+
+    Args:
+        loader: any iterable of batches; a `torch.utils.data.DataLoader`, say. A batch may be a tensor, a tuple, list,
+            mapping or dataclass, nested as you like. Iterated over in your own thread. It must not change the tensors
+            of a batch after giving it.
+        device: where the batches go. By default the current GPU, if there is one that PyTorch and the extension can
+            use, else the CPU.
+        dtype: of the images: torch.float32, torch.float16 or torch.bfloat16.
+        mean: one value per channel, in units of pixel / 255.
+        std: likewise, positive.
+        memory_format: of the images: torch.channels_last or torch.contiguous_format.
+        mix: mixup, cutmix or both; the target becomes a `fastfeed.MixedTarget`. Not for floating point images.
+        depth: how many batches are on their way while you work on one, at least 1.
+        image: where the image is in a batch: an index or key, or a tuple of them; as 0, "pixel_values" or
+            ("inputs", 0). By default it is found: the only uint8 tensor or array of four dimensions with as many
+            channels as `mean`, or, if there is none, the only floating point one.
+        target: likewise, the class indices, [N] int64, which only `mix` needs. By default the only such tensor.
+        layout: "NHWC" or "NCHW", of the images as the loader gives them. By default it is seen from their shape.
+        stable_addresses: put every batch's tensors at the addresses of the first batch's, for steps captured in a CUDA
+            graph. A batch is then overwritten by the next one, and all must have one shape.
+        num_threads: CPU threads; 0 is one per core.
+        seed: 64 bits; with the epoch and the batch's number (and the rank, where torch.distributed is initialised) it
+            decides every draw of `mix`.
+
+    Yields:
+        Batches as the loader's, in which the image is [N, C, H, W] of `dtype` and `memory_format`: uint8 images are
+        normalised as above; floating point ones, taken to lie in 0 to 1, as (image - mean) / std.
+
+    Attributes:
+        loader: the wrapped one. Its other attributes (dataset, sampler, batch_size, ...) are those of this object too.
+        epoch: the epoch that the next `iter()` runs; each `iter()` adds one. `set_epoch` sets it, and the loader's or
+            its sampler's.
+
+    If the loader has `state_dict`, this has it too: the state after the batch that was given last, not after those that
+    are on their way. `load_state_dict` takes it back.
+
+    Raises:
+        TypeError, ValueError: for an argument of another type, or out of range.
+        RuntimeError: for a GPU that is not there, or an extension built without CUDA asked to use one.
+
+    While iterating: ValueError or KeyError for a batch in which the image or the target is not to be found or of
+    another shape or dtype; and what the loader raises, after the batches before it.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        device: str | int | torch.device | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        memory_format: torch.memory_format = torch.channels_last,
+        mix: Mix | None = None,
+        depth: int = 2,
+        image: Any = None,
+        target: Any = None,
+        layout: str | None = None,
+        stable_addresses: bool = False,
+        num_threads: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if not hasattr(loader, "__iter__") or isinstance(loader, str | bytes):
+            raise TypeError(
+                f"loader is {type(loader).__name__}; expected an iterable of batches: put a dataset into a "
+                "torch.utils.data.DataLoader first, and give a folder of files to fastfeed.DataLoader"
+            )
+        check_whole("depth", depth, 1)
+        check_whole("num_threads", num_threads, 0)
+        check_whole("seed", seed, 0)
+        if mix is not None and not isinstance(mix, Mix):
+            raise TypeError(f"mix is {type(mix).__name__}; expected a fastfeed.Mix, as fastfeed.Mix(mixup=0.2)")
+        if layout not in (None, "NHWC", "NCHW"):
+            raise ValueError(f"layout is {layout!r}; expected 'NHWC', 'NCHW', or None to see it from the shape")
+        if target is not None and mix is None:
+            raise ValueError(f"target is {target!r}, but without mix nothing is done to it. Leave it out, or give mix")
+        self.loader = loader
+        self.device = choose_device(device)
+        self.mix = mix
+        self.depth = depth
+        self.seed = seed
+        self.epoch = 0
+        self._image = _as_path(image)
+        self._target = _as_path(target)
+        self._layout = layout
+        self._stable_addresses = stable_addresses
+        self._finish = Finish(mean, std, dtype, memory_format, threads=num_threads, spare_outputs=depth + 2)
+        self._stream: torch.cuda.Stream | None = None
+        self._idle_ring: HostRing | DeviceRing | None = None
+        self._position = 0  # batches given in this epoch
+        self._resume_at: int | None = None
+        self._loader_state: Any = None
+
+    def __len__(self) -> int:
+        """Batches per epoch, as the loader says."""
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not found otherwise.
+        if name.startswith("__") or "loader" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        value = getattr(self.loader, name)
+        return {"state_dict": self._state_dict, "load_state_dict": self._load_state_dict}.get(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stream": None, "_idle_ring": None}  # of this process
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the next `iter()` runs, here and in the loader or its sampler."""
+        self.epoch = epoch
+        sampler = getattr(self.loader, "sampler", None)
+        batch_sampler = getattr(self.loader, "batch_sampler", None)
+        for owner in (self.loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)):
+            if owner is not None and hasattr(owner, "set_epoch"):
+                owner.set_epoch(epoch)
+                break
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.epoch
+        self.epoch += 1
+        first, self._resume_at = self._resume_at or 0, None
+        self._position = first
+        return self._run(epoch, first)
+
+    def _run(self, epoch: int, first: int) -> Iterator[Any]:
+        # An iterator owns a ring while it runs: two over one loader do not share buffers.
+        ring, self._idle_ring = self._idle_ring or self._new_ring(), None
+        try:
+            for done in overlapped(self._work(epoch, first), ring, self.depth):
+                batch, image_path, self._position, self._loader_state = done.tag
+                yield _rebuild(batch, image_path, done)
+        finally:
+            self._idle_ring = ring
+        self._position = 0
+        self._loader_state = self._state_of_loader()  # which has come to its end, and so says
+
+    def _work(self, epoch: int, first: int) -> Iterator[Work]:
+        for position, batch in enumerate(self.loader, first):
+            yield self._prepare(batch, epoch, position)
+
+    def _prepare(self, batch: Any, epoch: int, position: int) -> Work:
+        image_path = self._image if self._image is not None else _find_image(batch, len(self._finish.mean))
+        images = _as_tensor(_at(batch, image_path))
+        self._check_images(images, image_path)
+        parameters = None
+        nhwc = self._is_nhwc(images, image_path)
+        if images.dtype != torch.uint8:
+            images = images.permute(0, 3, 1, 2) if nhwc else images
+            if self.mix is not None:
+                raise ValueError(
+                    f"{path_name(image_path)} is {images.dtype}, and mix needs uint8 images: leave ToTensor and "
+                    "Normalize out of the dataset's transform"
+                )
+        else:
+            images = images if nhwc else images.permute(0, 2, 3, 1)
+        if self.mix is not None:
+            batch, parameters = self._mixed(self.mix, batch, images, image_path, epoch, position)
+        rest = [leaf for path, leaf in leaves(batch) if isinstance(leaf, torch.Tensor) and path != image_path]
+        return Work(images, parameters, rest, (batch, image_path, position + 1, self._state_of_loader()))
+
+    def _mixed(
+        self, mix: Mix, batch: Any, images: torch.Tensor, image_path: Path, epoch: int, position: int
+    ) -> tuple[Any, SampleParameters]:
+        n, height, width, _ = images.shape
+        target_path = self._target if self._target is not None else _find_target(batch, n, image_path)
+        target = _at(batch, target_path)
+        rank, world_size = 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        number = position * world_size + rank  # ranks draw apart
+        plan = draw_mix(mix, n, height, width, seed=self.seed, epoch=epoch, batch=number)
+        if not isinstance(target, torch.Tensor):
+            raise ValueError(f"{path_name(target_path)} is {type(target).__name__}; expected a tensor [N] of int64")
+        try:
+            mixed = mix_target(target, plan)
+        except ValueError as error:
+            raise ValueError(f"{path_name(target_path)}: {error}") from error
+        batch = replace_leaves(batch, lambda path, leaf: mixed if path == target_path else leaf)
+        return batch, SampleParameters(n, partner=plan.partner, weight=plan.weight, cut=plan.box)
+
+    def _check_images(self, images: Any, path: Path) -> None:
+        expected = f"expected uint8 or floating point, [N, H, W, {len(self._finish.mean)}] or [N, C, H, W]"
+        if not isinstance(images, torch.Tensor):
+            raise ValueError(f"{path_name(path)} is {type(images).__name__}; {expected}")
+        supported = images.dtype == torch.uint8 or images.is_floating_point()
+        if not supported or images.dim() != 4 or images.layout != torch.strided:
+            raise ValueError(f"{path_name(path)} is {images.dtype} {list(images.shape)}; {expected}")
+        if images.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"{path_name(path)} is on {images.device}; expected a CPU or CUDA tensor")
+
+    def _is_nhwc(self, images: torch.Tensor, path: Path) -> bool:
+        """Return whether images are [N, H, W, C], else they are [N, C, H, W]."""
+        channels = len(self._finish.mean)
+        last, second = images.shape[3] == channels, images.shape[1] == channels
+        nhwc = self._layout == "NHWC" if self._layout is not None else last
+        if self._layout is None and last and second:
+            raise ValueError(
+                f"{path_name(path)} is {list(images.shape)}, which may be [N, H, W, {channels}] or [N, {channels}, H, "
+                "W]. Say which with layout='NHWC' or layout='NCHW'"
+            )
+        if not (last if nhwc else second):
+            raise ValueError(
+                f"{path_name(path)} is {list(images.shape)}, but mean has {channels} values; expected "
+                f"{self._layout or 'NHWC or NCHW'} with {channels} channels"
+            )
+        return nhwc
+
+    def _new_ring(self) -> HostRing | DeviceRing:
+        if self.device.type == "cpu":
+            return HostRing(self._finish, self._stable_addresses)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        return DeviceRing(self._finish, self.device, self._stream, self.depth, self._stable_addresses)
+
+    def _state_of_loader(self) -> Any:
+        return self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
+
+    def _state_dict(self) -> dict[str, Any]:
+        """Return where the iteration is: after the batch that was given last."""
+        under_way = self._position > 0
+        return {
+            "loader": self._loader_state if self._loader_state is not None else self._state_of_loader(),
+            "epoch": self.epoch - 1 if under_way else self.epoch,
+            "batch": self._position,
+        }
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue, with the next `iter()`, from a state."""
+        self.loader.load_state_dict(state["loader"])
+        self.epoch, self._resume_at = state["epoch"], state["batch"]
+        self._position, self._loader_state = state["batch"], state["loader"]
+
+
+def _as_path(place: Any) -> Path | None:
+    return place if place is None or isinstance(place, tuple) else (place,)
+
+
+def _at(batch: Any, path: Path) -> Any:
+    for at, leaf in leaves(batch):
+        if at == path:
+            return leaf
+    places = ", ".join(path_name(at) for at, _ in leaves(batch))
+    raise KeyError(f"there is no {path_name(path)}; the batch has {places or 'nothing'}")
+
+
+def _as_tensor(images: Any) -> Any:
+    """Turn an array into a tensor, without a copy if its strides allow."""
+    if not isinstance(images, np.ndarray):
+        return images
+    if not images.flags.writeable or any(stride < 0 for stride in images.strides):
+        images = images.copy()
+    return torch.from_numpy(images)
+
+
+def _find_image(batch: Any, channels: int) -> Path:
+    def is_image(leaf: Any) -> bool:
+        return isinstance(leaf, torch.Tensor | np.ndarray) and leaf.ndim == 4 and channels in leaf.shape[1::2]
+
+    found = [(path, leaf) for path, leaf in leaves(batch) if is_image(leaf)]
+    of_bytes = [path for path, leaf in found if leaf.dtype in (torch.uint8, np.uint8)]
+    floating = [path for path, leaf in found if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    candidates = of_bytes or floating
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        names = ", ".join(path_name(path) for path in candidates)
+        raise ValueError(f"the batch has several images: {names}. Say which is meant, as image={candidates[0]!r}")
+    raise ValueError(
+        f"no image in the batch, which has {_describe(batch)}; expected one uint8 or floating point tensor "
+        f"[N, H, W, {channels}] or [N, {channels}, H, W], as many channels as mean has values"
+    )
+
+
+def _find_target(batch: Any, n: int, image_path: Path) -> Path:
+    candidates = [
+        path
+        for path, leaf in leaves(batch)
+        if path != image_path and isinstance(leaf, torch.Tensor) and leaf.dtype == torch.int64 and leaf.shape == (n,)
+    ]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        names = ", ".join(path_name(path) for path in candidates)
+        raise ValueError(f"mix finds several targets: {names}. Say which is meant, as target={candidates[0]!r}")
+    raise ValueError(f"mix needs class indices, a tensor of int64 [{n}], and the batch has {_describe(batch)}")
+
+
+def _describe(batch: Any) -> str:
+    def kind(leaf: Any) -> str:
+        array = isinstance(leaf, torch.Tensor | np.ndarray)
+        return f"{leaf.dtype} {list(leaf.shape)}" if array else type(leaf).__name__
+
+    return ", ".join(f"{path_name(path)}: {kind(leaf)}" for path, leaf in leaves(batch)) or "nothing"
+
+
+def _rebuild(batch: Any, image_path: Path, done: Done) -> Any:
+    rest = iter(done.rest)
+
+    def new_leaf(path: Path, leaf: Any) -> Any:
+        if path == image_path:
+            return done.images
+        return next(rest) if isinstance(leaf, torch.Tensor) else leaf
+
+    return replace_leaves(batch, new_leaf)

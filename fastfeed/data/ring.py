@@ -1,0 +1,304 @@
+"""The ring: batches on their way from a loader to the model, several at a time, each with its own buffers.
+
+A batch is started as soon as the loader gives it, and taken when its turn comes:
+
+- On the CPU the last pass runs in the extension's threads, beside the training.
+- To a GPU the bytes go by way of pinned memory, which the extension's threads fill, and are copied on one side stream;
+  the last pass runs on the consumer's own stream. So what the consumer gets is an ordinary tensor of that stream,
+  which may be kept, and only the ring's own buffers need guarding: a copy into a buffer waits for the pass that read
+  it last, the pass waits for the copy, and the host waits for the copy out of a pinned buffer before it fills it again,
+  which is also what keeps the host from running more than the ring's length ahead of the GPU. Nothing else waits.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastfeed._extension import extension
+from fastfeed.data.finish import Finish, SampleParameters
+
+
+@dataclass
+class Work:
+    """A batch as a loader gives it.
+
+    Attributes:
+        images: uint8 [N, H, W, C], for the last pass; or floating point [N, C, H, W] in 0 to 1, to be normalised.
+        parameters: of the last pass; None for floating point images.
+        rest: the other tensors of the batch.
+        tag: anything that is to come out with the batch.
+    """
+
+    images: torch.Tensor
+    parameters: SampleParameters | None
+    rest: list[torch.Tensor]
+    tag: Any = None
+
+
+@dataclass
+class Done:
+    """A finished batch: images [N, C, H, W] and the other tensors, on the device."""
+
+    images: torch.Tensor
+    rest: list[torch.Tensor]
+    tag: Any
+
+
+class _StableTensors:
+    """The tensors of the first batch, into which all later ones go."""
+
+    def __init__(self) -> None:
+        self.images: torch.Tensor | None = None
+        self._rest: list[torch.Tensor] | None = None
+
+    def check(self, rest: list[torch.Tensor]) -> None:
+        """Raise ValueError for tensors that do not fit into the first batch's."""
+        for kept, new in zip(self._rest or rest, rest, strict=True):
+            if kept.shape != new.shape or kept.dtype != new.dtype:
+                raise ValueError(
+                    f"a tensor of the batch is {new.dtype} {list(new.shape)}, and in the first batch it was "
+                    f"{kept.dtype} {list(kept.shape)}. stable_addresses=True needs batches of one shape: leave out "
+                    "the last one of an epoch with drop_last=True"
+                )
+
+    def keep(self, images: torch.Tensor, rest: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the tensors at the addresses of the first batch, for use in the current stream."""
+        self.images = images
+        if self._rest is None:
+            self._rest = [tensor.clone() for tensor in rest]  # a clone, for the loader's may be its own
+        else:
+            for kept, new in zip(self._rest, rest, strict=True):
+                kept.copy_(new, non_blocking=True)
+        return self._rest
+
+
+class HostRing:
+    """The ring for the CPU.
+
+    Args:
+        finish: the last pass.
+        stable_addresses: put every batch into the tensors of the first one. The consumer reads them while it works, so
+            the pass runs when a batch is taken, and not beside the training.
+    """
+
+    def __init__(self, finish: Finish, stable_addresses: bool = False) -> None:
+        self._finish = finish
+        self._stable = _StableTensors() if stable_addresses else None
+
+    def start(self, work: Work) -> Any:
+        """Begin work on a batch, which `take` gives back."""
+        images = work.images.to("cpu")
+        work = Work(images, work.parameters, [tensor.to("cpu") for tensor in work.rest], work.tag)
+        if self._stable is not None or images.dtype != torch.uint8:
+            return work, None, None
+        return (work, *self._finish.submit(images, work.parameters))
+
+    def push(self, started: Any) -> None:
+        """Do what can be done without waiting: nothing, it is under way."""
+
+    def take(self, started: Any) -> Done:
+        """Wait for a batch that was started."""
+        work, images, ticket = started
+        if ticket is not None:
+            ticket.wait()
+            return Done(images, work.rest, work.tag)
+        return _finished(self._finish, work.images, work, work.rest, self._stable)
+
+
+@dataclass
+class _Slot:
+    """Buffers and events of one batch at a time."""
+
+    pinned: torch.Tensor | None = None  # bytes
+    device: torch.Tensor | None = None  # bytes
+    source: torch.Tensor | None = None  # the loader's own pinned tensor, while it is copied from
+    copied: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+    consumed: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+
+
+@dataclass
+class _Copy:
+    """A batch between start and take."""
+
+    work: Work
+    slot: _Slot
+    source: torch.Tensor | None = None  # pinned; None for images that are on a GPU already
+    ticket: Any = None  # of the copy into pinned memory
+    sent: bool = False
+    images: torch.Tensor | None = None
+    rest: list[torch.Tensor] = field(default_factory=list)
+
+
+class DeviceRing:
+    """The ring for a CUDA device: depth + 2 slots.
+
+    Args:
+        finish: the last pass.
+        device: with its index.
+        stream: for the copies; one per loader, for all its rings.
+        depth: how many batches are started before the one that is taken.
+        stable_addresses: put every batch into the tensors of the first one, for CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        finish: Finish,
+        device: torch.device,
+        stream: torch.cuda.Stream,
+        depth: int,
+        stable_addresses: bool = False,
+    ) -> None:
+        self._finish = finish
+        self._device = device
+        self._stream = stream
+        with torch.cuda.device(device):
+            self._slots = [_Slot() for _ in range(depth + 2)]
+        self._started = 0
+        self._stable = _StableTensors() if stable_addresses else None
+
+    def start(self, work: Work) -> _Copy:
+        """Begin work on a batch, which `take` gives back."""
+        slot = self._slots[self._started % len(self._slots)]
+        self._started += 1
+        slot.copied.synchronize()  # by the batch before the last depth + 1: see the top of the file
+        slot.source = None
+        copy = _Copy(work, slot)
+        if work.images.is_cuda:
+            # Made by the loader on the current stream, which need not be the one it is taken on.
+            copy.images = work.images.to(self._device, non_blocking=True)
+            slot.copied.record(torch.cuda.current_stream(self._device))
+        else:
+            images = work.images = _in_one_piece(work.images)
+            if images.is_pinned():
+                slot.source = copy.source = images
+            else:
+                slot.pinned = _at_least(slot.pinned, images.nbytes, pin_memory=True)
+                copy.source = _like(slot.pinned, images)
+                copy.ticket = extension().copy(
+                    self._finish.pool, images.data_ptr(), slot.pinned.data_ptr(), images.nbytes, (images, slot.pinned)
+                )
+        self.push(copy)
+        return copy
+
+    def push(self, copy: _Copy) -> None:
+        """Do what can be done without waiting: begin the copy to the device, if the pinned buffer is filled."""
+        if not copy.sent and (copy.ticket is None or copy.ticket.done()):
+            self._send(copy)
+
+    def take(self, copy: _Copy) -> Done:
+        """Finish a batch that was started, on the current stream."""
+        if copy.ticket is not None:
+            copy.ticket.wait()
+        if not copy.sent:
+            self._send(copy)
+        assert copy.images is not None
+        consumer = torch.cuda.current_stream(self._device)
+        consumer.wait_event(copy.slot.copied)
+        # Tensors of another stream: their memory may be used again only after what the consumer does with it.
+        for tensor in (copy.images, *copy.rest):
+            if tensor.is_cuda:
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))
+        rest = [tensor.to(self._device, non_blocking=True) for tensor in copy.rest]
+        done = _finished(self._finish, copy.images, copy.work, rest, self._stable)
+        copy.slot.consumed.record(consumer)
+        return done
+
+    def _send(self, copy: _Copy) -> None:
+        slot = copy.slot
+        with torch.cuda.stream(self._stream):
+            if copy.source is not None:
+                self._stream.wait_event(slot.consumed)
+                slot.device = _at_least(slot.device, copy.source.nbytes, device=self._device)
+                copy.images = _like(slot.device, copy.source)
+                copy.images.copy_(copy.source, non_blocking=True)
+            # Tensors that are on a GPU already belong to the consumer's stream.
+            copy.rest = [t if t.is_cuda else _pinned(t).to(self._device, non_blocking=True) for t in copy.work.rest]
+            if copy.source is None:
+                self._stream.wait_event(slot.copied)
+            slot.copied.record(self._stream)
+        copy.sent = True
+
+
+def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) -> Iterator[Done]:
+    """Run batches through a ring; `depth` of them are on their way while the consumer works on one.
+
+    The source runs in the consumer's thread. An error that it raises comes after the batches before it.
+    """
+    started: deque[Any] = deque()
+    error: Exception | None = None
+    more = True
+
+    def start_next() -> None:
+        nonlocal error, more
+        try:
+            work = next(source, None)
+            if work is not None:
+                started.append(ring.start(work))
+                return
+        except Exception as raised:
+            error = raised
+        more = False
+
+    def fill(length: int) -> None:
+        while more and len(started) < length:
+            start_next()
+
+    fill(max(depth, 1))
+    while started:
+        done = ring.take(started.popleft())
+        fill(depth)
+        for copy in started:
+            ring.push(copy)
+        yield done
+        fill(1)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # it holds this frame by its traceback: do not close the circle
+
+
+def _finished(
+    finish: Finish, images: torch.Tensor, work: Work, rest: list[torch.Tensor], stable: _StableTensors | None
+) -> Done:
+    """Run the last pass in the caller's thread and stream."""
+    out = None if stable is None else stable.images
+    if stable is not None:
+        stable.check(rest)
+    if images.dtype == torch.uint8:
+        images = finish(images, work.parameters, out=out)
+    else:
+        images = finish.normalize(images, out=out)
+    return Done(images, rest if stable is None else stable.keep(images, rest), work.tag)
+
+
+def _in_one_piece(images: torch.Tensor) -> torch.Tensor:
+    """Return the images with their values side by side in memory, in the order they have there if it is a usual one."""
+    if (
+        images.is_contiguous()
+        or images.permute(0, 3, 1, 2).is_contiguous()
+        or images.permute(0, 2, 3, 1).is_contiguous()
+    ):
+        return images
+    return images.contiguous()
+
+
+def _at_least(
+    buffer: torch.Tensor | None, size: int, *, pin_memory: bool = False, device: torch.device | None = None
+) -> torch.Tensor:
+    """Return `buffer`, or a new one, of at least `size` bytes."""
+    if buffer is not None and buffer.numel() >= size:
+        return buffer
+    return torch.empty(max(size, 1), dtype=torch.uint8, device=device or "cpu", pin_memory=pin_memory)
+
+
+def _like(buffer: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Return the start of a buffer of bytes as a tensor of the same dtype, shape and strides."""
+    return buffer[: images.nbytes].view(images.dtype).as_strided(images.shape, images.stride())
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.is_pinned() else tensor.pin_memory()

@@ -1,0 +1,63 @@
+"""Batches as trees: tuples, lists, mappings and dataclasses, nested, with anything else as leaves."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+Path = tuple[Any, ...]  # of indices, keys and field names, from the root to a leaf
+
+
+def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield every leaf with its path, from left to right."""
+    children = _children(tree)
+    if children is None:
+        yield path, tree
+        return
+    for key, child in children:
+        yield from leaves(child, (*path, key))
+
+
+def replace_leaves(tree: Any, function: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+    """Return a tree of the same types with function(path, leaf) for each leaf.
+
+    Of a dataclass neither ``__init__`` nor ``__post_init__`` is called.
+    """
+    children = _children(tree)
+    if children is None:
+        return function(path, tree)
+    new = {key: replace_leaves(child, function, (*path, key)) for key, child in children}
+    if isinstance(tree, Mapping):
+        if isinstance(tree, MutableMapping) and type(tree) is not dict:
+            try:
+                mapping = copy.copy(tree)
+                mapping.update(new)
+                return mapping
+            except TypeError:
+                pass  # it cannot be copied or updated
+        return new
+    if dataclasses.is_dataclass(tree):
+        result = copy.copy(tree)
+        for name, value in new.items():
+            object.__setattr__(result, name, value)  # frozen ones refuse setattr
+        return result
+    values = list(new.values())
+    if isinstance(tree, list):
+        return values
+    return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+
+
+def path_name(path: Path, root: str = "batch") -> str:
+    """Return a path as Python writes it, such as batch[0]['image']."""
+    return root + "".join(f"[{key!r}]" for key in path)
+
+
+def _children(tree: Any) -> list[tuple[Any, Any]] | None:
+    if isinstance(tree, Mapping):
+        return list(tree.items())
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return [(field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree)]
+    if isinstance(tree, list | tuple):
+        # A named tuple's fields have names too, but every tuple is indexed by number.
+        return list(enumerate(tree))
+    return None
