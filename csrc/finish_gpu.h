@@ -39,11 +39,14 @@ template <int C>
 struct Pixels {
     uint32_t word[2 * C];
 
-    // The byte as a float. With a constant index this is one byte permutation and one subtraction on a GPU: 0x4B0000xx
-    // is 2^23 + xx.
+    // The byte as a float, by way of 0x4B0000xx, which is 2^23 + xx.
     FASTFEED_HD float value(int i) const {
-        const uint32_t shifted = word[i / 4] >> 8 * (i % 4);
-        return bits_to_float(0x4B000000 | (shifted & 255)) - 8388608.0f;
+#ifdef __CUDA_ARCH__
+        const uint32_t bits = __byte_perm(word[i / 4], 0x4B000000, 0x7540 | i % 4);
+#else
+        const uint32_t bits = 0x4B000000 | (word[i / 4] >> 8 * (i % 4) & 255);
+#endif
+        return bits_to_float(bits) - 8388608.0f;
     }
 
     FASTFEED_HD Pixels mirrored() const {
@@ -155,15 +158,21 @@ struct WarpTile {
             }
             return;
         }
+        // Three ways, so that the usual ones carry nothing of the others: own or partner's alone, mixup, cutmix's edge.
         float values[GROUP * C];
-        if (!partner_alone) group_values<C>(a, s, n, y, x, values);
-        if (!own_alone) {
+        group_values<C>(a, partner_alone ? partner : s, partner_alone ? s.partner : n, y, x, values);
+        if (!own_alone && !partner_alone) {
             float other[GROUP * C];
             group_values<C>(a, partner, s.partner, y, x, other);
-            FASTFEED_UNROLL
-            for (int i = 0; i < GROUP * C; ++i) {
-                const bool cut = partner_alone || (s.cut.has_row(y) && s.cut.has_column(int64_t{x} + i / C));
-                values[i] = cut ? other[i] : s.weight == 1.0f ? values[i] : blend(values[i], other[i], s.weight);
+            if (has_any(s.cut, y, x)) {
+                FASTFEED_UNROLL
+                for (int i = 0; i < GROUP * C; ++i) {
+                    const float own = s.weight == 1.0f ? values[i] : blend(values[i], other[i], s.weight);
+                    values[i] = s.cut.has_column(int64_t{x} + i / C) ? other[i] : own;
+                }
+            } else {
+                FASTFEED_UNROLL
+                for (int i = 0; i < GROUP * C; ++i) values[i] = blend(values[i], other[i], s.weight);
             }
         }
         if constexpr (CHANNELS_LAST) {

@@ -195,8 +195,8 @@ class Finish:
             )
         check_mean_std(mean, std)
         fill = [fill] * len(mean) if isinstance(fill, int | float) else list(fill)
-        if len(fill) != len(mean) or not all(math.isfinite(value) for value in fill):
-            raise ValueError(f"fill is {fill}; expected one finite value, or one for each of {len(mean)} channels")
+        if len(fill) != len(mean) or not all(abs(value) <= 1e38 for value in fill):
+            raise ValueError(f"fill is {fill}; expected one value, or one for each of {len(mean)} channels, finite in fp32")
         self.mean, self.std, self.fill = tuple(mean), tuple(std), tuple(fill)
         self.dtype = dtype
         self.memory_format = memory_format

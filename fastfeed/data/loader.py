@@ -41,6 +41,8 @@ class DataLoader:
         dtype: torch.float32, torch.float16 or torch.bfloat16.
         memory_format: torch.channels_last, or torch.contiguous_format.
         mix: mixup, cutmix or both, after everything else; the target becomes a `fastfeed.MixedTarget`.
+        stable_addresses: put every batch's tensors at the addresses of the first batch's, for steps captured in a CUDA
+            graph. A batch is then overwritten by the next one, and all must have one size: see `drop_last`.
         seed: 64 bits; decides the order and every random choice.
 
     Yields:
@@ -76,6 +78,7 @@ class DataLoader:
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.channels_last,
         mix: Mix | None = None,
+        stable_addresses: bool = False,
         seed: int = 0,
     ) -> None:
         check_whole("batch_size", batch_size, 1)
@@ -115,6 +118,7 @@ class DataLoader:
             threads=self.num_workers,
             spare_outputs=self._ahead + 2,
         )
+        self._stable_addresses = stable_addresses
         self._stream: torch.cuda.Stream | None = None
         self._idle_ring: HostRing | DeviceRing | None = None
         self._idle_graph: Graph | None = self._new_graph()  # now, so that what is missing shows here
@@ -194,10 +198,10 @@ class DataLoader:
 
     def _new_ring(self) -> HostRing | DeviceRing:
         if self.device.type == "cpu":
-            return HostRing(self._finish)
+            return HostRing(self._finish, self._stable_addresses)
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)
-        return DeviceRing(self._finish, self.device, self._stream, self._ahead)
+        return DeviceRing(self._finish, self.device, self._stream, self._ahead, self._stable_addresses)
 
     def _new_graph(self) -> Graph:
         size = self.transform.crop.size
