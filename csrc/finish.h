@@ -19,20 +19,21 @@
 
 namespace fastfeed {
 
-// (byte / 255 - mean) / std for one channel. 1 / 255 and 1 / std in two parts, the second the rounding error of the
-// first, turn each division into a multiplication and an fmaf.
+// (byte / 255 - mean) / std for one channel: as it stands, and without divisions. There everything is 256 times as
+// large, which changes no rounding, because 256 / 255 of a byte is the byte and a little more: one fmaf. And
+// 1 / (256 std) in two parts, the second the rounding error of the first, takes a multiplication and an fmaf.
 struct Channel {
     float mean, std;
-    float inverse, inverse_error;
+    float mean_256, inverse, inverse_error;
 };
 
 struct Normalizer {
     Channel channel[4];
     int channels;
-    bool fused;  // the two-part form gives the quotients' bits for all 256 bytes of every channel; else divide
+    bool fused;  // the form without divisions gives the same bits for all 256 bytes of every channel
 };
 
-// Divides only `fused` ones fast. Nearly every mean and std are; the others lie within 2^-48 of a tie.
+// Nearly every mean and std are `fused`; for the others some quotient lies within 2^-48 of a tie.
 Normalizer make_normalizer(const float* mean, const float* std, int channels);
 
 // What happens to one sample. Rectangles are in pixels of the output, and may reach over its edges.
@@ -91,15 +92,12 @@ struct FinishArgs {
 
 // ------------------------------------------------------------------------------------------ one value
 
-template <bool FUSED>
-FASTFEED_HD float normalize(float byte, float mean, float std, float inverse, float inverse_error) {
-    if (FUSED) {
-        constexpr float k255 = 0x1.010102p-8f, k255_error = -0x1.fdfdfep-33f;  // their sum is 1 / 255 to 2^-56
-        const float centred = fmaf(byte, k255, byte * k255_error) - mean;
-        return fmaf(centred, inverse, centred * inverse_error);
-    }
-    return (byte / 255.0f - mean) / std;
+FASTFEED_HD float normalize_fused(float byte, float mean_256, float inverse, float inverse_error) {
+    const float centred = fmaf(byte, 0x1.010102p-8f, byte) - mean_256;  // 0x1.010102p-8 is 1 / 255
+    return fmaf(centred, inverse, centred * inverse_error);
 }
+
+FASTFEED_HD float normalize(float byte, float mean, float std) { return (byte / 255.0f - mean) / std; }
 
 FASTFEED_HD float blend(float own, float partner, float weight) {
 #ifdef __CUDA_ARCH__
@@ -142,9 +140,13 @@ struct BFloat16 {
 #ifdef __CUDA_ARCH__
         return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 #else
-        const uint32_t bits = float_to_bits(value);
-        return static_cast<Bits>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+        return static_cast<Bits>(rounded_above(value) >> 16);
 #endif
+    }
+    // The result is the upper half.
+    static FASTFEED_HD uint32_t rounded_above(float value) {
+        const uint32_t bits = float_to_bits(value);
+        return bits + 0x7fff + (bits >> 16 & 1);
     }
 };
 

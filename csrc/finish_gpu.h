@@ -82,7 +82,7 @@ FASTFEED_HD void group_values(const FinishArgs& a, const SampleParameters& s, in
     FASTFEED_UNROLL
     for (int i = 0; i < GROUP * C; ++i) {
         const Channel& k = a.normalizer.channel[i % C];
-        values[i] = normalize<true>(pixels.value(i), k.mean, k.std, k.inverse, k.inverse_error);
+        values[i] = normalize_fused(pixels.value(i), k.mean_256, k.inverse, k.inverse_error);
     }
 }
 
@@ -99,7 +99,7 @@ FASTFEED_HD void pixel_values(const FinishArgs& a, const SampleParameters& s, in
     FASTFEED_UNROLL
     for (int c = 0; c < C; ++c) {
         const Channel& k = a.normalizer.channel[c];
-        values[c] = normalize<false>(src[c * a.stride_c], k.mean, k.std, k.inverse, k.inverse_error);
+        values[c] = normalize(src[c * a.stride_c], k.mean, k.std);
     }
 }
 

@@ -38,10 +38,18 @@ void copy_reversed(const uint8_t* src, int64_t pixels, uint8_t* dst) {
     }
 }
 
+template <int C>
+FASTFEED_INLINE void gather_pixels(const uint8_t* first, int64_t channel, int64_t step, int64_t pixels,
+                                   uint8_t* __restrict dst) {
+    for (int64_t i = 0; i < pixels; ++i) {
+        for (int c = 0; c < C; ++c) dst[i * C + c] = first[c * channel + i * step];
+    }
+}
+
 // The pixels [begin, end) of output row y, one after the other: where they lie, or copied to `scratch`.
 template <int C>
-const uint8_t* load_pixels(const FinishArgs& a, const SampleParameters& s, int64_t n, int64_t y,
-                                           int64_t begin, int64_t end, uint8_t* scratch) {
+const uint8_t* load_pixels(const FinishArgs& a, const SampleParameters& s, int64_t n, int64_t y, int64_t begin,
+                           int64_t end, uint8_t* scratch) {
     const bool mirrored = s.flip & 1;
     const uint8_t* row = a.src + n * a.stride_n + (s.flip & 2 ? a.h - 1 - y : y) * a.stride_h;
     if (a.stride_c == 1 && a.stride_w == C) {
@@ -49,11 +57,14 @@ const uint8_t* load_pixels(const FinishArgs& a, const SampleParameters& s, int64
         copy_reversed<C>(row + (a.w - 1 - begin) * C, end - begin, scratch);
         return scratch;
     }
-    const int64_t step = mirrored ? -a.stride_w : a.stride_w;
     const uint8_t* first = row + (mirrored ? a.w - 1 - begin : begin) * a.stride_w;
-    for (int c = 0; c < C; ++c) {
-        const uint8_t* channel = first + c * a.stride_c;
-        for (int64_t i = 0; i < end - begin; ++i) scratch[i * C + c] = channel[i * step];
+    if (a.stride_w != 1) {
+        const int64_t step = mirrored ? -a.stride_w : a.stride_w;
+        gather_pixels<C>(first, a.stride_c, step, end - begin, scratch);
+    } else if (mirrored) {  // planes: with the step a constant, compilers make vectors of it
+        gather_pixels<C>(first, a.stride_c, -1, end - begin, scratch);
+    } else {
+        gather_pixels<C>(first, a.stride_c, 1, end - begin, scratch);
     }
     return scratch;
 }
@@ -76,21 +87,25 @@ FASTFEED_INLINE void widen(const uint8_t* src, float* values) {
 #endif
 }
 
+// The upper halves of the values.
 FASTFEED_INLINE void narrow(const uint32_t* values, uint16_t* dst) {
 #if defined(FASTFEED_AVX512)
-    for (int i = 0; i < BLOCK; i += 16) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i), _mm512_cvtepi32_epi16(_mm512_load_si512(values + i)));
+    alignas(64) static constexpr uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                     33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    for (int i = 0; i < BLOCK; i += 32) {
+        const __m512i low = _mm512_load_si512(values + i), high = _mm512_load_si512(values + i + 16);
+        _mm512_storeu_si512(dst + i, _mm512_permutex2var_epi16(low, _mm512_load_si512(odd), high));
     }
 #elif defined(FASTFEED_AVX2)
     for (int i = 0; i < BLOCK; i += 16) {
         const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(values + i));
         const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(values + i + 8));
         // The two halves of a vector are packed apart: 0 2 1 3 puts them in order.
-        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0b11011000);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i), packed);
+        const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(low, 16), _mm256_srli_epi32(high, 16));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i), _mm256_permute4x64_epi64(packed, 0b11011000));
     }
 #else
-    for (int i = 0; i < BLOCK; ++i) dst[i] = static_cast<uint16_t>(values[i]);
+    for (int i = 0; i < BLOCK; ++i) dst[i] = static_cast<uint16_t>(values[i] >> 16);
 #endif
 }
 
@@ -100,7 +115,7 @@ FASTFEED_INLINE void round_block(const float* values, Float32, uint32_t* dst) {
 
 FASTFEED_INLINE void round_block(const float* values, BFloat16, uint16_t* dst) {
     alignas(64) uint32_t bits[BLOCK];
-    for (int j = 0; j < BLOCK; ++j) bits[j] = BFloat16::round(values[j]);
+    for (int j = 0; j < BLOCK; ++j) bits[j] = BFloat16::rounded_above(values[j]);
     narrow(bits, dst);
 }
 
@@ -116,9 +131,7 @@ FASTFEED_INLINE void round_block(const float* values, Float16, uint16_t* dst) {
                          _mm256_cvtps_ph(_mm256_load_ps(values + i), _MM_FROUND_TO_NEAREST_INT));
     }
 #else
-    alignas(64) uint32_t bits[BLOCK];
-    for (int j = 0; j < BLOCK; ++j) bits[j] = Float16::round(values[j]);
-    narrow(bits, dst);
+    for (int j = 0; j < BLOCK; ++j) dst[j] = Float16::round(values[j]);
 #endif
 }
 
@@ -126,7 +139,8 @@ template <bool FUSED>
 FASTFEED_INLINE void normalize_block(const uint8_t* src, const Lanes& k, float* values) {
     widen(src, values);
     for (int j = 0; j < BLOCK; ++j) {
-        values[j] = normalize<FUSED>(values[j], k.mean[j], k.std[j], k.inverse[j], k.inverse_error[j]);
+        values[j] = FUSED ? normalize_fused(values[j], k.mean_256[j], k.inverse[j], k.inverse_error[j])
+                          : normalize(values[j], k.mean[j], k.std[j]);
     }
 }
 
@@ -246,7 +260,7 @@ void write_rows(const FinishArgs& a, const Lanes& k, int64_t begin, int64_t end)
         Bits* values = reinterpret_cast<Bits*>(scratch.row.data());
         write_row<T, C, FUSED>(a, k, n, y, scratch, values);
         for (int c = 0; c < C; ++c) {
-            Bits* plane = static_cast<Bits*>(a.dst) + ((n * C + c) * a.h + y) * a.w;
+            Bits* __restrict plane = static_cast<Bits*>(a.dst) + ((n * C + c) * a.h + y) * a.w;
             for (int64_t x = 0; x < a.w; ++x) plane[x] = values[x * C + c];
         }
     }
