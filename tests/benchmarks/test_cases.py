@@ -11,11 +11,11 @@ from benchmarks.case import Options, label
 from benchmarks.cases import adamw, all_cases
 from benchmarks.cases.adamw import AdamWCase
 from benchmarks.cases.cross_entropy import CrossEntropyCase, torch_cross_entropy
-from benchmarks.cases.finish import FinishCase
+from benchmarks.cases.finish import FinishCase, FinishMixupCase, KeptParameters
 from benchmarks.gpu_timing import capture
 from benchmarks.peers import Absent
 from benchmarks.results import COMPILED
-from fastfeed.data.finish import finish_reference
+from fastfeed.data.finish import SampleParameters, finish_reference
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 CPU = Options(torch.device("cpu"), quick=True)
@@ -48,6 +48,16 @@ def test_sweeps_have_a_line_to_draw(case, device, quick):
     table = case.parameters(Options(torch.device(device), quick))
     for dtype in {parameters["dtype"] for parameters in table}:
         assert sum(parameters["dtype"] == dtype for parameters in table) >= (2 if quick else 3)
+
+
+def test_what_the_last_pass_is_for_is_in_every_run():
+    """The batches that it must be fast for, with and without mixing, in both dtypes."""
+    for device, batch in (("cpu", 64), ("cuda", 256)):
+        for quick in (False, True):
+            options = Options(torch.device(device), quick)
+            rows = {label(case, p) for case in (FinishCase, FinishMixupCase) for p in case.parameters(options)}
+            for name in ("finish", "finish_mixup"):
+                assert {f"{name}/{batch}x224x224x3/{dtype}" for dtype in ("float32", "bfloat16")} <= rows
 
 
 @pytest.mark.parametrize(
@@ -87,19 +97,24 @@ def test_cross_entropy_model(shape, dtype, bytes_per_run, flops_per_run):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "bytes_per_run", "flops_per_run"),
+    ("case", "shape", "dtype", "bytes_per_run", "flops_per_run"),
     [
         # 96 values, of 1 byte in and 4 or 2 bytes out, and 2 flips; a product and a sum each.
-        ((2, 4, 4, 3), torch.float32, 482, 192),
-        ((2, 4, 4, 3), torch.bfloat16, 290, 192),
+        (FinishCase, (2, 4, 4, 3), torch.float32, 482, 192),
+        (FinishCase, (2, 4, 4, 3), torch.bfloat16, 290, 192),
         # 1,204,224 values and 8 flips.
-        ((8, 224, 224, 3), torch.float32, 6_021_128, 2_408_448),
-        ((8, 224, 224, 3), torch.bfloat16, 3_612_680, 2_408_448),
+        (FinishCase, (8, 224, 224, 3), torch.float32, 6_021_128, 2_408_448),
+        (FinishCase, (8, 224, 224, 3), torch.bfloat16, 3_612_680, 2_408_448),
+        # 2 bytes in, and 9 bytes for each of 2 and 8 images; two products and two sums.
+        (FinishMixupCase, (2, 4, 4, 3), torch.float32, 594, 384),
+        (FinishMixupCase, (2, 4, 4, 3), torch.bfloat16, 402, 384),
+        (FinishMixupCase, (8, 224, 224, 3), torch.float32, 7_225_416, 4_816_896),
+        (FinishMixupCase, (8, 224, 224, 3), torch.bfloat16, 4_816_968, 4_816_896),
     ],
 )
-def test_finish_model(shape, dtype, bytes_per_run, flops_per_run):
-    case = FinishCase(CPU, shape, dtype)
-    assert (case.bytes_per_run, case.flops_per_run) == (bytes_per_run, flops_per_run)
+def test_finish_model(case, shape, dtype, bytes_per_run, flops_per_run):
+    instance = case(CPU, shape, dtype)
+    assert (instance.bytes_per_run, instance.flops_per_run) == (bytes_per_run, flops_per_run)
 
 
 @pytest.mark.parametrize(
@@ -212,25 +227,61 @@ def test_adamw_check(tiny):
     assert absent == {"apex"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_finish_check(dtype):
-    def run(case, flip, mean=IMAGENET_MEAN, memory_format=torch.channels_last):
-        return lambda: finish_reference(case.images, flip, mean, IMAGENET_STD, case.dtype, memory_format)
+def finished(mean=IMAGENET_MEAN, memory_format=torch.channels_last, **changed):
+    """A provider that finishes a case's images with other parameters of the samples, or otherwise."""
 
+    def build(case):
+        parameters = SampleParameters(len(case.images), **{"flip": case.flip} | case.mix | changed)
+        return lambda: finish_reference(case.images, parameters, mean, IMAGENET_STD, case.dtype, memory_format)
+
+    return build
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [FinishCase, FinishMixupCase], ids=lambda case: case.name)
+def test_finish_check(case, dtype):
     absent = assert_sees(
-        FinishCase(CPU, (4, 8, 8, 3), dtype),
-        unflipped=lambda case: run(case, None),
-        others_flipped=lambda case: run(case, ~case.flip),
-        bgr=lambda case: run(case, case.flip, IMAGENET_MEAN[::-1]),
-        other_dtype=lambda case: lambda: run(case, case.flip)().to(torch.float16),
-        other_layout=lambda case: run(case, case.flip, memory_format=torch.contiguous_format),
+        case(CPU, (4, 8, 8, 3), dtype),
+        unflipped=finished(flip=None),
+        others_flipped=finished(flip=torch.arange(4) % 2 == 1),
+        bgr=finished(IMAGENET_MEAN[::-1]),
+        other_dtype=lambda case: lambda: finished()(case)().to(torch.float16),
+        other_layout=finished(memory_format=torch.contiguous_format),
+        copy=lambda case: lambda: case.images.bitwise_xor(1).to(case.dtype),
     )
     assert absent == set()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_finish_mixup_check(dtype):
+    case = FinishMixupCase(CPU, (4, 8, 8, 3), dtype)
+    assert_sees(
+        case,
+        unmixed=finished(partner=None, weight=None),
+        others_partners=finished(partner=case.mix["partner"][::-1]),
+        weights_of_the_partners=finished(weight=1 - case.mix["weight"]),
+        one_weight=finished(weight=[case.mix["weight"][0]] * 4),
+    )
+
+
+def test_everything_is_mixed():
+    case = FinishMixupCase(CPU, (64, 8, 8, 3), torch.float32)
+    assert sorted(case.mix["partner"]) == list(range(64))
+    assert (case.mix["partner"] != range(64)).all()
+    assert ((case.mix["weight"] > 0) & (case.mix["weight"] < 1)).all()
+
+
+def test_kept_parameters_are_those_of_the_samples():
+    values = {"flip": [True, False], "partner": [1, 0], "weight": [0.25, 0.5]}
+    kept = KeptParameters(2, **values)
+    block = kept.on(CPU.device)
+    assert kept.on(CPU.device) is block
+    assert torch.equal(block, SampleParameters(2, **values).on(CPU.device))
+
+
 def test_finish_is_exact_where_it_says_so():
     case = FinishCase(CPU, (4, 8, 8, 3), torch.float32)
-    right = finish_reference(case.images, case.flip, IMAGENET_MEAN, IMAGENET_STD)
+    right = finished()(case)()
     off = right.nextafter(torch.full_like(right, torch.inf))
     case.providers = dict.fromkeys(("fastfeed", "another"), lambda case: lambda: off)
     assert 0 < case.check("another") < 1e-6
@@ -240,10 +291,12 @@ def test_finish_is_exact_where_it_says_so():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_finish_on_a_gpu_passes_its_check(dtype):
-    case = FinishCase(Options(torch.device("cuda"), quick=True), (8, 32, 33, 3), dtype)
-    assert case.check("fastfeed") == 0
-    case.check("eager")
+@pytest.mark.parametrize("case", [FinishCase, FinishMixupCase], ids=lambda case: case.name)
+def test_finish_on_a_gpu_passes_its_check(case, dtype):
+    instance = case(GPU, (8, 32, 33, 3), dtype)
+    assert instance.check("fastfeed") == 0
+    assert instance.check("copy") == 0
+    instance.check("eager")
 
 
 # --- torch.compile --------------------------------------------------------------------------------------------
@@ -262,6 +315,14 @@ def graphs():
 def test_compiled_cross_entropy(graphs):
     for _ in range(2):  # the second instance finds what was compiled for the first
         CrossEntropyCase(CPU, (32, 100), torch.float32).check(COMPILED)
+        assert graphs() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_finish_mixup(graphs, dtype):
+    for _ in range(2):
+        FinishMixupCase(CPU, (4, 8, 8, 3), dtype).check(COMPILED)
         assert graphs() == 1
 
 
@@ -293,8 +354,12 @@ def test_compiled_adamw_does_not_run_eagerly(tiny):
 
 @pytest.mark.parametrize(
     ("case", "shape", "function"),
-    [(CrossEntropyCase, (4, 10), "torch_cross_entropy"), (FinishCase, (2, 4, 4, 3), "indexed_finish")],
-    ids=["cross_entropy", "finish"],
+    [
+        (CrossEntropyCase, (4, 10), "torch_cross_entropy"),
+        (FinishCase, (2, 4, 4, 3), "indexed_finish"),
+        (FinishMixupCase, (2, 4, 4, 3), "indexed_finish"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
 )
 def test_what_cannot_be_compiled_does_not_run_eagerly(case, shape, function, monkeypatch):
     def broken(*arguments):
@@ -315,6 +380,8 @@ def test_what_cannot_be_compiled_does_not_run_eagerly(case, shape, function, mon
         (CrossEntropyCase, (32, 1000), torch.bfloat16),
         (FinishCase, (4, 32, 32, 3), torch.float32),
         (FinishCase, (4, 32, 32, 3), torch.bfloat16),
+        (FinishMixupCase, (4, 32, 32, 3), torch.float32),
+        (FinishMixupCase, (4, 32, 32, 3), torch.bfloat16),
         (AdamWCase, "tiny", torch.float32),
     ],
 )
@@ -326,11 +393,12 @@ def test_compiled_on_a_gpu(case, shape, dtype, tiny):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("provider", FinishCase.providers)
-def test_finish_can_be_captured(provider):
-    cases = [FinishCase(GPU, (4, 32, 32, 3), torch.bfloat16) for _ in range(2)]
-    replay = capture([case.providers[provider](case) for case in cases], GPU.device)
-    for case in cases:
-        case.images.bitwise_not_()
-    for case, output in zip(cases, replay(), strict=True):
-        torch.testing.assert_close(output, case.expected())
-        case.close()
+@pytest.mark.parametrize("case", [FinishCase, FinishMixupCase], ids=lambda case: case.name)
+def test_finish_can_be_captured(case, provider):
+    instances = [case(GPU, (4, 32, 32, 3), torch.bfloat16) for _ in range(2)]
+    replay = capture([case.providers[provider](instance) for instance in instances], GPU.device)
+    for instance in instances:
+        instance.images.bitwise_not_()
+    for instance, output in zip(instances, replay(), strict=True):
+        torch.testing.assert_close(output, instance.expected(provider))
+        instance.close()
