@@ -57,6 +57,7 @@ struct Task::Progress {
 bool Task::done() const { return progress_->done; }
 
 struct Pool::State {
+    const pid_t process = getpid();
     std::mutex mutex;
     std::condition_variable changed;
     std::deque<std::shared_ptr<Task::Progress>> queue;  // tasks with pieces that nobody began, oldest first
@@ -77,7 +78,7 @@ struct Pool::State {
     }
 };
 
-Pool::Pool(int threads) : threads_(threads), process_(getpid()), state_(new State) {
+Pool::Pool(int threads) : threads_(threads), state_(new State) {
     if (threads_ <= 0) {
         cpu_set_t allowed;
         threads_ = sched_getaffinity(0, sizeof allowed, &allowed) == 0
@@ -88,14 +89,24 @@ Pool::Pool(int threads) : threads_(threads), process_(getpid()), state_(new Stat
 
 Pool::~Pool() {
     // In a forked child the threads do not exist and the mutex may be locked for ever: leave it all where it is.
-    if (process_ != getpid()) return;
+    State* state = state_;
+    if (state->process != getpid()) return;
     {
-        std::lock_guard<std::mutex> lock(state_->mutex);
-        state_->stop = true;
+        std::lock_guard<std::mutex> lock(state->mutex);
+        state->stop = true;
     }
-    state_->changed.notify_all();
-    for (auto& thread : state_->threads) thread.join();
-    delete state_;
+    state->changed.notify_all();
+    for (auto& thread : state->threads) thread.join();
+    delete state;
+}
+
+// Of this process: after a fork the parent's is lost, on purpose, as in the destructor.
+Pool::State& Pool::state() {
+    State* current = state_;
+    if (current->process == getpid()) return *current;
+    auto fresh = std::make_unique<State>();
+    if (state_.compare_exchange_strong(current, fresh.get())) return *fresh.release();
+    return *current;  // another thread was first
 }
 
 Task Pool::submit(int64_t pieces, std::function<void(int64_t)> piece) {
@@ -111,47 +122,45 @@ void Pool::run(int64_t pieces, const std::function<void(int64_t)>& piece) {
 }
 
 Task Pool::start(int64_t pieces, std::function<void(int64_t)> piece, int64_t threads) {
-    if (process_ != getpid()) {  // forked: the parent's state is lost, on purpose, as in the destructor
-        state_ = new State;
-        process_ = getpid();
-    }
+    State& state = this->state();
     auto progress = std::make_shared<Task::Progress>();
     progress->pieces = pieces;
-    progress->process = process_;
+    progress->process = state.process;
     if (pieces <= 0) {
         progress->done = true;
         return Task(progress);
     }
     progress->piece = std::move(piece);
     {
-        std::lock_guard<std::mutex> lock(state_->mutex);
-        state_->queue.push_back(progress);
-        while (static_cast<int64_t>(state_->threads.size()) < threads) {
+        std::lock_guard<std::mutex> lock(state.mutex);
+        state.queue.push_back(progress);
+        while (static_cast<int64_t>(state.threads.size()) < threads) {
             try {
-                state_->threads.emplace_back([state = state_] { state->run(); });
+                state.threads.emplace_back([&state] { state.run(); });
             } catch (const std::system_error&) {
                 break;  // the system refuses more threads: those there are, or who waits, will do it
             }
         }
     }
     if (threads > 1) {
-        state_->changed.notify_all();
+        state.changed.notify_all();
     } else {
-        state_->changed.notify_one();
+        state.changed.notify_one();
     }
     return Task(progress);
 }
 
 void Pool::wait(const Task& task) {
     Task::Progress& progress = *task.progress_;
-    if (progress.process != getpid() && !progress.done) {
+    if (progress.process != getpid()) {  // whose threads do not exist here, and may have held a mutex
+        if (progress.done) return;
         throw std::runtime_error("work that was under way in the parent process cannot be waited for after a fork");
     }
-    if (progress.process == getpid()) {
-        progress.work();
-        std::lock_guard<std::mutex> lock(state_->mutex);  // no thread need look at what has no pieces left
-        auto& queue = state_->queue;
-        queue.erase(std::remove(queue.begin(), queue.end(), task.progress_), queue.end());
+    progress.work();
+    {
+        State& state = this->state();
+        std::lock_guard<std::mutex> lock(state.mutex);  // no thread need look at what has no pieces left
+        state.queue.erase(std::remove(state.queue.begin(), state.queue.end(), task.progress_), state.queue.end());
     }
     std::unique_lock<std::mutex> lock(progress.mutex);
     progress.changed.wait(lock, [&] { return progress.done.load(); });

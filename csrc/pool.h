@@ -1,9 +1,8 @@
 // A pool of threads for short, memory-bound work that needs no Python.
 #pragma once
 
-#include <sys/types.h>
-
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -45,11 +44,11 @@ class Pool {
 
   private:
     struct State;
+    State& state();
     Task start(int64_t pieces, std::function<void(int64_t)> piece, int64_t threads);
 
     int threads_;
-    pid_t process_;
-    State* state_;
+    std::atomic<State*> state_;
 };
 
 // Calls body(begin, end) over [0, n) in ranges of `grain`, on up to `threads` threads (0: one per core) that are

@@ -30,7 +30,7 @@ class Recycler {
         // The smallest that is large enough, but no giant for a dwarf.
         auto best = free_.end();
         for (auto block = free_.begin(); block != free_.end(); ++block) {
-            if (block->size >= size && block->size / 2 <= size && (best == free_.end() || block->size < best->size)) {
+            if (block->size >= size && block->size / 2 <= size && (best == free_.end() || block->size <= best->size)) {
                 best = block;
             }
         }

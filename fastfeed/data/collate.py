@@ -8,11 +8,11 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
 from fastfeed._extension import extension
+from fastfeed.data.finish import check_storage
 
 PIL_CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 
@@ -146,7 +146,9 @@ def _source(image: Any, name: str) -> tuple[Any, tuple[int, ...]]:
     if not _is_image(image):
         raise TypeError(f"{name} is {_describe(image)}; expected an image (PIL, or uint8), as batch[0] has there")
     if isinstance(image, (np.ndarray, torch.Tensor)):
-        array = np.asarray(image) if isinstance(image, np.ndarray) else _tensor_as_array(image, name)
+        if isinstance(image, torch.Tensor):
+            check_storage(name, image)
+        array = image.numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
         array = array[..., None] if array.ndim == 2 else array
         return array, array.shape
     try:
@@ -167,13 +169,6 @@ def _source(image: Any, name: str) -> tuple[Any, tuple[int, ...]]:
         except ValueError:
             pass  # not in one piece, as large images are
     return np.asarray(image).reshape(shape), shape
-
-
-def _tensor_as_array(tensor: torch.Tensor, name: str) -> npt.NDArray[np.uint8]:
-    last = tensor.storage_offset() + sum(s * (n - 1) for s, n in zip(tensor.stride(), tensor.shape, strict=True))
-    if tensor.numel() and last >= tensor.untyped_storage().nbytes():
-        raise ValueError(f"{name} is {_describe(tensor)}, but its storage has been resized and does not hold it")
-    return tensor.numpy()
 
 
 def _is_image(value: Any) -> bool:

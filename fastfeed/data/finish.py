@@ -1,6 +1,5 @@
 """The last pass: uint8 [N, H, W, C] -> flip, normalise, erase, mix, cast -> channels-last, in one kernel."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ _PARAMETERS = np.dtype(
         ("reserved", np.int32, 2),
     ]
 )
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class SampleParameters:
@@ -47,8 +47,8 @@ class SampleParameters:
         cut: [N, 4] int, cutmix's rectangle: what lies in it is the partner's alone.
 
     Raises:
-        ValueError: for an array of another shape, a partner that is not in the batch, a weight outside [0, 1], or a
-            weight or rectangle to mix by without partners.
+        ValueError: for an array of another shape or kind of numbers, a partner that is not in the batch, a weight
+            outside [0, 1], or a weight or rectangle to mix by without partners.
     """
 
     def __init__(
@@ -74,19 +74,27 @@ class SampleParameters:
                 raise ValueError(f"{name} has shape {list(array.shape)}; expected {[batch_size, *shape]}")
             return array
 
+        def integers(name: str, values: npt.ArrayLike, *shape: int) -> npt.NDArray[Any]:
+            array, limits = given(name, values, *shape), np.iinfo(block.dtype[name].base)
+            if array.size and array.dtype.kind not in "iu":
+                raise ValueError(f"{name} is of {array.dtype}; expected integers")
+            if array.size and not limits.min <= int(array.min()) <= int(array.max()) <= limits.max:
+                raise ValueError(f"{name} is {array.tolist()}; expected values from {limits.min} to {limits.max}")
+            return array
+
         if flip is not None:
             block["flip"] |= given("flip", flip).astype(np.bool_)
         if vertical_flip is not None:
             block["flip"] |= given("vertical_flip", vertical_flip).astype(np.bool_) * np.int32(2)
         if erase is not None:
-            block["erase"] = given("erase", erase, 4)
+            block["erase"] = integers("erase", erase, 4)
         if noise_key is not None:
             block["noise"] = 1
-            block["noise_key"] = given("noise_key", noise_key)
+            block["noise_key"] = integers("noise_key", noise_key)
         if partner is None and (weight is not None or cut is not None):
             raise ValueError("weight and cut mix samples with their partners, and partner is None")
         if partner is not None:
-            partners = given("partner", partner)
+            partners = integers("partner", partner)
             if ((partners < 0) | (partners >= batch_size)).any():
                 raise ValueError(f"partner is {partners.tolist()}; expected samples, 0 to {batch_size - 1}")
             block["partner"] = partners
@@ -96,7 +104,7 @@ class SampleParameters:
                 raise ValueError(f"weight is {weights.tolist()}; expected values from 0 to 1")
             block["weight"] = weights
         if cut is not None:
-            block["cut"] = given("cut", cut, 4)
+            block["cut"] = integers("cut", cut, 4)
         self._block = block
 
     def on(self, device: torch.device) -> torch.Tensor:
@@ -106,8 +114,12 @@ class SampleParameters:
         return block if device.type == "cpu" else block.pin_memory().to(device, non_blocking=True)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        """Return a field: flip (1 left to right, 2 top to bottom), noise, noise_key, erase, cut, partner or weight."""
-        return self._block[name]
+        """Return a field, read-only: flip (1 left to right, 2 top to bottom), noise, noise_key, erase, cut, partner or
+        weight.
+        """
+        field = self._block[name]
+        field.flags.writeable = False  # what is changed afterwards would not be checked
+        return field
 
 
 def finish_reference(
@@ -124,7 +136,7 @@ def finish_reference(
     p = parameters if parameters is not None else SampleParameters(n)
 
     def tensor(values: npt.ArrayLike) -> torch.Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=images.device)
+        return torch.from_numpy(np.array(values, np.float32)).to(images.device)
 
     def inside(rectangles: npt.NDArray[np.int32]) -> torch.Tensor:  # [N, H, W, 1]
         top, left, height, width = rectangles.astype(np.int64).T[:, :, None]
@@ -173,7 +185,8 @@ class Finish:
 
     Raises:
         ValueError: for another dtype or memory format; for means and stds of different lengths, or that are not
-            finite, or stds that are not positive or so small that values overflow.
+            finite in fp32, or stds that are not positive or so small that values overflow; for a fill that is not
+            finite; for negative threads or spare_outputs.
     """
 
     def __init__(
@@ -196,12 +209,16 @@ class Finish:
         check_mean_std(mean, std)
         fill = [fill] * len(mean) if isinstance(fill, int | float) else list(fill)
         if len(fill) != len(mean) or not all(abs(value) <= 1e38 for value in fill):
-            raise ValueError(f"fill is {fill}; expected one value, or one for each of {len(mean)} channels, finite in fp32")
+            raise ValueError(
+                f"fill is {fill}; expected one value, or one for each of {len(mean)} channels, finite in fp32"
+            )
+        if threads < 0 or spare_outputs < 0:
+            raise ValueError(f"threads is {threads} and spare_outputs is {spare_outputs}; expected 0 or more of each")
         self.mean, self.std, self.fill = tuple(mean), tuple(std), tuple(fill)
         self.dtype = dtype
         self.memory_format = memory_format
         self._resources = (threads, spare_outputs)
-        self._mean_std: dict[torch.device, torch.Tensor] = {}
+        self._mean_std = torch.tensor((self.mean, self.std), dtype=torch.float32, device="cpu")[..., None, None]
         self._acquire()
 
     def _acquire(self) -> None:
@@ -289,12 +306,10 @@ class Finish:
             raise ValueError(
                 f"images are {images.dtype} {list(images.shape)}; expected a floating dtype and [N, {channels}, H, W]"
             )
-        if images.device not in self._mean_std:
-            # From pinned memory, and kept: a copy from anywhere else holds up the host.
-            values = torch.tensor((self.mean, self.std), dtype=torch.float32, device="cpu")[..., None, None]
-            pinned = values.pin_memory() if images.is_cuda else values
-            self._mean_std[images.device] = pinned.to(images.device, non_blocking=True)
-        mean, std = self._mean_std[images.device]
+        # Pinned and made anew for each batch: a copy from other memory would hold up the host, and one kept from
+        # another batch may have been made on a stream that this one does not wait for.
+        values = self._mean_std.pin_memory() if images.is_cuda else self._mean_std
+        mean, std = values.to(images.device, non_blocking=True)
         normalized = images.float().sub(mean).div_(std)
         if out is None:
             return normalized.to(self.dtype, memory_format=self.memory_format)
@@ -325,6 +340,7 @@ class Finish:
             )
         if images.device.type not in ("cpu", "cuda"):
             raise ValueError(f"images are on {images.device}; expected a CPU or CUDA tensor")
+        check_storage("images", images)
         if images.device.type == "cuda":
             require_cuda()
         n, h, w, c = images.shape
@@ -333,6 +349,8 @@ class Finish:
         if out is None:
             return self._new_output((n, c, h, w), images.device)
         self._check_out(out, (n, c, h, w), images.device)
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(out)  # it is written to where autograd does not see it
         return out
 
     def _check_out(self, out: torch.Tensor, shape: Sequence[int], device: torch.device) -> None:
@@ -342,6 +360,7 @@ class Finish:
                 f"out is {out.dtype} {list(out.shape)} with strides {out.stride()} on {out.device}; expected "
                 f"{self.dtype} {list(shape)} in {self.memory_format} on {device}"
             )
+        check_storage("out", out)
 
     def _new_output(self, shape: tuple[int, int, int, int], device: torch.device) -> torch.Tensor:
         if device.type != "cpu":
@@ -349,7 +368,7 @@ class Finish:
         n, c, h, w = shape
         memory = torch.from_numpy(self._recycler.take(n * c * h * w * self.dtype.itemsize))
         strides = (h * w * c, 1, w * c, c) if self.memory_format is torch.channels_last else (c * h * w, h * w, w, 1)
-        # `set_` and not a view: the tensor is nobody's part, so that it may be resized, saved and changed in place.
+        # `set_` and not a view: the tensor is nobody's part, so that it may be saved and changed in place.
         return torch.empty(0, dtype=self.dtype, device=device).set_(memory.untyped_storage(), 0, shape, strides)
 
 
@@ -357,14 +376,30 @@ def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
     """Raise ValueError unless mean and std are fit for normalising 1, 3 or 4 channels."""
     if len(mean) != len(std) or len(mean) not in (1, 3, 4):
         raise ValueError(f"mean and std have {len(mean)} and {len(std)} values; expected 1, 3 or 4 of each")
-    if not all(math.isfinite(value) for value in mean):
+    if not _finite(mean):
         raise ValueError(f"mean is {tuple(mean)}; expected finite values")
-    if not all(math.isfinite(value) and value > 0 for value in std):
+    if not _finite(std) or min(std) <= 0:
         raise ValueError(f"std is {tuple(std)}; expected positive, finite values")
     for m, s in zip(mean, std, strict=True):
         # Twice the largest value must be finite in fp32, so that no step of the pass can overflow.
         if np.float32(s) < np.finfo(np.float32).tiny or max(abs(m), abs(1 - m)) / s > 1e38:
             raise ValueError(f"std is {tuple(std)}, so small that values overflow; is it in units of pixel / 255?")
+
+
+def _finite(values: Sequence[float]) -> bool:
+    """Whether all values are finite in fp32."""
+    return all(abs(value) <= _LARGEST for value in values)
+
+
+def check_storage(name: str, tensor: torch.Tensor) -> None:
+    """Raise ValueError unless a strided tensor's memory holds it: a storage can be resized under its tensors."""
+    last = tensor.storage_offset() + sum(s * (n - 1) for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+    if tensor.numel() and (last + 1) * tensor.itemsize > tensor.untyped_storage().nbytes():
+        raise ValueError(
+            f"{name} is {tensor.dtype} {list(tensor.shape)}, but its storage has been resized and does not hold it"
+        )
+    if tensor.numel() and tensor.data_ptr() == 0:
+        raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)} without memory: a fake tensor")
 
 
 def require_cuda() -> None:

@@ -15,7 +15,7 @@ from fastfeed.data.graph import Graph
 from fastfeed.data.mix import Mix, MixedTarget, draw_mix, mix_target
 from fastfeed.data.order import batches, epoch_order
 from fastfeed.data.plan import make_plan
-from fastfeed.data.ring import DeviceRing, HostRing, Work, overlapped
+from fastfeed.data.ring import DeviceRing, Done, HostRing, Work, overlapped
 from fastfeed.data.sources import FolderSource
 from fastfeed.data.transforms import Transform, train
 
@@ -138,11 +138,13 @@ class DataLoader:
         # An iterator owns a ring and a graph while it runs: two over one loader do not mix their batches.
         ring, self._idle_ring = self._idle_ring or self._new_ring(), None
         try:
-            for done in overlapped(self._decoded(epoch), ring, self._ahead):
-                target = done.rest[0] if self.mix is None else MixedTarget(*done.rest)
-                yield done.images, target
+            # `map`, which keeps no reference to what it gives: the batch is the consumer's.
+            yield from map(self._give, overlapped(self._decoded(epoch), ring, self._ahead))
         finally:
             self._idle_ring = ring
+
+    def _give(self, done: Done) -> tuple[torch.Tensor, torch.Tensor | MixedTarget]:
+        return done.images, done.rest[0] if self.mix is None else MixedTarget(*done.rest)
 
     def _decoded(self, epoch: int) -> Iterator[Work]:
         order = epoch_order(len(self.source), shuffle=self.shuffle, seed=self.seed, epoch=epoch)

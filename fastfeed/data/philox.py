@@ -46,7 +46,7 @@ def standard_normal(words: Uint32) -> npt.NDArray[np.float32]:
     """Map random words to standard normal numbers by inversion, sqrt(2) * erfinv(x) with x uniform in (-1, 1).
 
     The upper 24 bits of a word are used; results lie within 5.42 of 0. csrc/finish.h computes the same in the same
-    order, so that they are equal there but for double roundings here: a fused multiply-add is made of fp64 operations.
+    order, with the same bits.
 
     Source of the polynomials: M. Giles, "Approximating the erfinv function", GPU Computing Gems, 2010.
 
@@ -90,4 +90,12 @@ def _polynomial(x: npt.NDArray[np.float32], *coefficients: float) -> npt.NDArray
 
 
 def _fma(a: npt.NDArray[np.float32], b: Any, c: Any) -> npt.NDArray[np.float32]:
-    return (a.astype(np.float64) * np.float64(b) + np.float64(c)).astype(np.float32)
+    # The product is exact in fp64. The sum is rounded to odd there, so that it never becomes a tie of fp32 that the
+    # exact sum is not: S. Boldo and G. Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE TC 2008.
+    product, c = a.astype(np.float64) * np.float64(b), np.float64(c)
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    even = total.view(np.int64) % 2 == 0
+    total = np.where((error != 0) & even, np.nextafter(total, np.copysign(np.inf, error)), total)
+    return total.astype(np.float32)

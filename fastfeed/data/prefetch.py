@@ -1,5 +1,6 @@
 """Prefetcher: the last pass for any loader."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,9 +8,9 @@ import numpy as np
 import torch
 
 from fastfeed.data.arguments import check_whole, choose_device
-from fastfeed.data.finish import Finish, SampleParameters
+from fastfeed.data.finish import Finish, SampleParameters, check_storage
 from fastfeed.data.mix import Mix, draw_mix, mix_target
-from fastfeed.data.ring import DeviceRing, Done, HostRing, Work, overlapped
+from fastfeed.data.ring import DeviceRing, Done, HostRing, Work, is_strided, overlapped
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fastfeed.data.tree import Path, leaves, path_name, replace_leaves
 
@@ -91,6 +92,8 @@ class Prefetcher:
         check_whole("depth", depth, 1)
         check_whole("num_threads", num_threads, 0)
         check_whole("seed", seed, 0)
+        if seed >= 2**64:
+            raise ValueError(f"seed is {seed}; expected at most 2**64 - 1")
         if mix is not None and not isinstance(mix, Mix):
             raise TypeError(f"mix is {type(mix).__name__}; expected a fastfeed.Mix, as fastfeed.Mix(mixup=0.2)")
         if layout not in (None, "NHWC", "NCHW"):
@@ -110,9 +113,9 @@ class Prefetcher:
         self._finish = Finish(mean, std, dtype, memory_format, threads=num_threads, spare_outputs=depth + 2)
         self._stream: torch.cuda.Stream | None = None
         self._idle_ring: HostRing | DeviceRing | None = None
-        self._position = 0  # batches given in this epoch
-        self._resume_at: int | None = None
-        self._loader_state: Any = None
+        # Epoch, batches given, and the loader's state then; None between epochs.
+        self._progress: tuple[int, int, Any] | None = None
+        self._resume_at = 0  # batches given before the next `iter()`
 
     def __len__(self) -> int:
         """Batches per epoch, as the loader says."""
@@ -139,27 +142,30 @@ class Prefetcher:
                 break
 
     def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
         epoch = self.epoch
         self.epoch += 1
-        first, self._resume_at = self._resume_at or 0, None
-        self._position = first
-        return self._run(epoch, first)
+        first, self._resume_at = self._resume_at, 0
+        self._progress = epoch, first, self._state_of_loader()
+        return self._run(batches, epoch, first)
 
-    def _run(self, epoch: int, first: int) -> Iterator[Any]:
+    def _run(self, batches: Iterator[Any], epoch: int, first: int) -> Iterator[Any]:
         # An iterator owns a ring while it runs: two over one loader do not share buffers.
         ring, self._idle_ring = self._idle_ring or self._new_ring(), None
         try:
-            for done in overlapped(self._work(epoch, first), ring, self.depth):
-                batch, image_path, self._position, self._loader_state = done.tag
-                yield _rebuild(batch, image_path, done)
+            # `map`, which keeps no reference to what it gives: the batch is the consumer's.
+            yield from map(self._give, overlapped(self._work(batches, epoch, first), ring, self.depth))
         finally:
             self._idle_ring = ring
-        self._position = 0
-        self._loader_state = self._state_of_loader()  # which has come to its end, and so says
+        self._progress = None
 
-    def _work(self, epoch: int, first: int) -> Iterator[Work]:
-        for position, batch in enumerate(self.loader, first):
+    def _work(self, batches: Iterator[Any], epoch: int, first: int) -> Iterator[Work]:
+        for position, batch in enumerate(batches, first):
             yield self._prepare(batch, epoch, position)
+
+    def _give(self, done: Done) -> Any:
+        batch, image_path, self._progress = done.tag
+        return _rebuild(batch, image_path, done)
 
     def _prepare(self, batch: Any, epoch: int, position: int) -> Work:
         image_path = self._image if self._image is not None else _find_image(batch, len(self._finish.mean))
@@ -179,7 +185,8 @@ class Prefetcher:
         if self.mix is not None:
             batch, parameters = self._mixed(self.mix, batch, images, image_path, epoch, position)
         rest = [leaf for path, leaf in leaves(batch) if isinstance(leaf, torch.Tensor) and path != image_path]
-        return Work(images, parameters, rest, (batch, image_path, position + 1, self._state_of_loader()))
+        progress = epoch, position + 1, self._state_of_loader()
+        return Work(images, parameters, rest, (batch, image_path, progress))
 
     def _mixed(
         self, mix: Mix, batch: Any, images: torch.Tensor, image_path: Path, epoch: int, position: int
@@ -204,12 +211,13 @@ class Prefetcher:
     def _check_images(self, images: Any, path: Path) -> None:
         expected = f"expected uint8 or floating point, [N, H, W, {len(self._finish.mean)}] or [N, C, H, W]"
         if not isinstance(images, torch.Tensor):
-            raise ValueError(f"{path_name(path)} is {type(images).__name__}; {expected}")
+            raise ValueError(f"{path_name(path)} is {_kind(images)}; {expected}")
         supported = images.dtype == torch.uint8 or images.is_floating_point()
-        if not supported or images.dim() != 4 or images.layout != torch.strided:
-            raise ValueError(f"{path_name(path)} is {images.dtype} {list(images.shape)}; {expected}")
+        if not supported or images.dim() != 4 or not is_strided(images):
+            raise ValueError(f"{path_name(path)} is {_kind(images)}; {expected}")
         if images.device.type not in ("cpu", "cuda"):
             raise ValueError(f"{path_name(path)} is on {images.device}; expected a CPU or CUDA tensor")
+        check_storage(path_name(path), images)
 
     def _is_nhwc(self, images: torch.Tensor, path: Path) -> bool:
         """Return whether images are [N, H, W, C], else they are [N, C, H, W]."""
@@ -236,26 +244,29 @@ class Prefetcher:
         return DeviceRing(self._finish, self.device, self._stream, self.depth, self._stable_addresses)
 
     def _state_of_loader(self) -> Any:
-        return self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
+        # A copy, for the loader goes on, and what it gives may be its own.
+        return copy.deepcopy(self.loader.state_dict()) if hasattr(self.loader, "state_dict") else None
 
     def _state_dict(self) -> dict[str, Any]:
         """Return where the iteration is: after the batch that was given last."""
-        under_way = self._position > 0
-        return {
-            "loader": self._loader_state if self._loader_state is not None else self._state_of_loader(),
-            "epoch": self.epoch - 1 if under_way else self.epoch,
-            "batch": self._position,
-        }
+        epoch, batch, loader = self._progress or (self.epoch, 0, self._state_of_loader())
+        return {"loader": loader, "epoch": epoch, "batch": batch}
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue, with the next `iter()`, from a state."""
         self.loader.load_state_dict(state["loader"])
         self.epoch, self._resume_at = state["epoch"], state["batch"]
-        self._position, self._loader_state = state["batch"], state["loader"]
+        self._progress = (state["epoch"], state["batch"], state["loader"]) if state["batch"] else None
 
 
 def _as_path(place: Any) -> Path | None:
     return place if place is None or isinstance(place, tuple) else (place,)
+
+
+def _place(path: Path) -> str:
+    """Return a path as a user writes it."""
+    simple = len(path) == 1 and path[0] is not None and not isinstance(path[0], tuple)
+    return repr(path[0] if simple else path)
 
 
 def _at(batch: Any, path: Path) -> Any:
@@ -272,12 +283,16 @@ def _as_tensor(images: Any) -> Any:
         return images
     if not images.flags.writeable or any(stride < 0 for stride in images.strides):
         images = images.copy()
-    return torch.from_numpy(images)
+    try:
+        return torch.from_numpy(images)
+    except (TypeError, ValueError):  # of a dtype that PyTorch does not have: `_check_images` says what is expected
+        return images
 
 
 def _find_image(batch: Any, channels: int) -> Path:
     def is_image(leaf: Any) -> bool:
-        return isinstance(leaf, torch.Tensor | np.ndarray) and leaf.ndim == 4 and channels in leaf.shape[1::2]
+        dense = is_strided(leaf) if isinstance(leaf, torch.Tensor) else isinstance(leaf, np.ndarray)
+        return dense and leaf.ndim == 4 and channels in leaf.shape[1::2]
 
     found = [(path, leaf) for path, leaf in leaves(batch) if is_image(leaf)]
     of_bytes = [path for path, leaf in found if leaf.dtype in (torch.uint8, np.uint8)]
@@ -287,7 +302,7 @@ def _find_image(batch: Any, channels: int) -> Path:
         return candidates[0]
     if candidates:
         names = ", ".join(path_name(path) for path in candidates)
-        raise ValueError(f"the batch has several images: {names}. Say which is meant, as image={candidates[0]!r}")
+        raise ValueError(f"the batch has several images: {names}. Say which is meant, as image={_place(candidates[0])}")
     raise ValueError(
         f"no image in the batch, which has {_describe(batch)}; expected one uint8 or floating point tensor "
         f"[N, H, W, {channels}] or [N, {channels}, H, W], as many channels as mean has values"
@@ -295,25 +310,28 @@ def _find_image(batch: Any, channels: int) -> Path:
 
 
 def _find_target(batch: Any, n: int, image_path: Path) -> Path:
-    candidates = [
-        path
-        for path, leaf in leaves(batch)
-        if path != image_path and isinstance(leaf, torch.Tensor) and leaf.dtype == torch.int64 and leaf.shape == (n,)
-    ]
+    def is_target(leaf: Any) -> bool:
+        dense = isinstance(leaf, torch.Tensor) and is_strided(leaf)
+        return dense and leaf.dtype == torch.int64 and leaf.shape == (n,)
+
+    candidates = [path for path, leaf in leaves(batch) if path != image_path and is_target(leaf)]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
         names = ", ".join(path_name(path) for path in candidates)
-        raise ValueError(f"mix finds several targets: {names}. Say which is meant, as target={candidates[0]!r}")
+        raise ValueError(f"mix finds several targets: {names}. Say which is meant, as target={_place(candidates[0])}")
     raise ValueError(f"mix needs class indices, a tensor of int64 [{n}], and the batch has {_describe(batch)}")
 
 
 def _describe(batch: Any) -> str:
-    def kind(leaf: Any) -> str:
-        array = isinstance(leaf, torch.Tensor | np.ndarray)
-        return f"{leaf.dtype} {list(leaf.shape)}" if array else type(leaf).__name__
+    return ", ".join(f"{path_name(path)}: {_kind(leaf)}" for path, leaf in leaves(batch)) or "nothing"
 
-    return ", ".join(f"{path_name(path)}: {kind(leaf)}" for path, leaf in leaves(batch)) or "nothing"
+
+def _kind(leaf: Any) -> str:
+    if isinstance(leaf, torch.Tensor) and not is_strided(leaf):
+        return f"{leaf.dtype}, {'nested' if leaf.is_nested else leaf.layout}"
+    array = isinstance(leaf, torch.Tensor | np.ndarray)
+    return f"{leaf.dtype} {list(leaf.shape)}" if array else type(leaf).__name__
 
 
 def _rebuild(batch: Any, image_path: Path, done: Done) -> Any:

@@ -54,14 +54,28 @@ class _StableTensors:
         self.images: torch.Tensor | None = None
         self._rest: list[torch.Tensor] | None = None
 
-    def check(self, rest: list[torch.Tensor]) -> None:
-        """Raise ValueError for tensors that do not fit into the first batch's."""
-        for kept, new in zip(self._rest or rest, rest, strict=True):
+    def check(self, images: torch.Tensor, rest: list[torch.Tensor]) -> None:
+        """Raise ValueError for images [N, C, H, W], or other tensors, that do not fit into the first batch's."""
+        if self.images is None or self._rest is None:
+            return
+        way_out = (
+            "stable_addresses=True needs batches of one shape: leave out the last one of an epoch with drop_last=True"
+        )
+        if images.shape != self.images.shape:
+            raise ValueError(
+                f"images are [N, C, H, W] = {list(images.shape)}, and in the first batch they were "
+                f"{list(self.images.shape)}. {way_out}"
+            )
+        if len(rest) != len(self._rest):
+            raise ValueError(
+                f"the batch has {len(rest)} tensors beside the images, and the first one had {len(self._rest)}. "
+                "stable_addresses=True needs the same ones in every batch"
+            )
+        for kept, new in zip(self._rest, rest, strict=True):
             if kept.shape != new.shape or kept.dtype != new.dtype:
                 raise ValueError(
                     f"a tensor of the batch is {new.dtype} {list(new.shape)}, and in the first batch it was "
-                    f"{kept.dtype} {list(kept.shape)}. stable_addresses=True needs batches of one shape: leave out "
-                    "the last one of an epoch with drop_last=True"
+                    f"{kept.dtype} {list(kept.shape)}. {way_out}"
                 )
 
     def keep(self, images: torch.Tensor, rest: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -166,10 +180,15 @@ class DeviceRing:
         slot.copied.synchronize()  # by the batch before the last depth + 1: see the top of the file
         slot.source = None
         copy = _Copy(work, slot)
-        if work.images.is_cuda:
-            # Made by the loader on the current stream, which need not be the one it is taken on.
-            copy.images = work.images.to(self._device, non_blocking=True)
+        if any(tensor.is_cuda for tensor in (work.images, *work.rest)):
+            # Made by the loader on the current stream, which need not be the one they are taken on.
+            work.images, *work.rest = (
+                tensor.to(self._device, non_blocking=True) if tensor.is_cuda else tensor
+                for tensor in (work.images, *work.rest)
+            )
             slot.copied.record(torch.cuda.current_stream(self._device))
+        if work.images.is_cuda:
+            copy.images = work.images
         else:
             images = work.images = _in_one_piece(work.images)
             if images.is_pinned():
@@ -199,8 +218,8 @@ class DeviceRing:
         consumer.wait_event(copy.slot.copied)
         # Tensors of another stream: their memory may be used again only after what the consumer does with it.
         for tensor in (copy.images, *copy.rest):
-            if tensor.is_cuda:
-                tensor.record_stream(torch.cuda.current_stream(tensor.device))
+            if tensor.is_cuda and is_strided(tensor):
+                tensor.record_stream(consumer)
         rest = [tensor.to(self._device, non_blocking=True) for tensor in copy.rest]
         done = _finished(self._finish, copy.images, copy.work, rest, self._stable)
         copy.slot.consumed.record(consumer)
@@ -214,10 +233,14 @@ class DeviceRing:
                 slot.device = _at_least(slot.device, copy.source.nbytes, device=self._device)
                 copy.images = _like(slot.device, copy.source)
                 copy.images.copy_(copy.source, non_blocking=True)
-            # Tensors that are on a GPU already belong to the consumer's stream.
-            copy.rest = [t if t.is_cuda else _pinned(t).to(self._device, non_blocking=True) for t in copy.work.rest]
-            if copy.source is None:
-                self._stream.wait_event(slot.copied)
+            # Sparse tensors, which have no record_stream, are copied when they are taken, on the consumer's stream.
+            copy.rest = [
+                _pinned(tensor).to(self._device, non_blocking=True)
+                if not tensor.is_cuda and is_strided(tensor)
+                else tensor
+                for tensor in copy.work.rest
+            ]
+            self._stream.wait_event(slot.copied)  # recorded in `start`, if the loader gave tensors on the GPU
             slot.copied.record(self._stream)
         copy.sent = True
 
@@ -246,19 +269,23 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
         while more and len(started) < length:
             start_next()
 
-    fill(max(depth, 1))
-    while started:
+    def take_next() -> Done:
         done = ring.take(started.popleft())
         fill(depth)
         for copy in started:
             ring.push(copy)
-        yield done
-        fill(1)
-    if error is not None:
-        try:
+        return done
+
+    try:
+        fill(max(depth, 1))
+        while started:
+            yield take_next()  # and keep no reference: the batch is the consumer's
+            fill(1)
+        if error is not None:
             raise error
-        finally:
-            del error  # it holds this frame by its traceback: do not close the circle
+    finally:
+        started.clear()  # now, though a traceback may hold this frame: buffers that are being filled are waited for
+        del error  # it holds this frame by its traceback: do not close the circle
 
 
 def _finished(
@@ -267,7 +294,7 @@ def _finished(
     """Run the last pass in the caller's thread and stream."""
     out = None if stable is None else stable.images
     if stable is not None:
-        stable.check(rest)
+        stable.check(images.permute(0, 3, 1, 2) if images.dtype == torch.uint8 else images, rest)
     if images.dtype == torch.uint8:
         images = finish(images, work.parameters, out=out)
     else:
@@ -298,6 +325,11 @@ def _at_least(
 def _like(buffer: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Return the start of a buffer of bytes as a tensor of the same dtype, shape and strides."""
     return buffer[: images.nbytes].view(images.dtype).as_strided(images.shape, images.stride())
+
+
+def is_strided(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is an ordinary one, with values at an address: not sparse, not nested."""
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Path = tuple[Any, ...]  # of indices, keys and field names, from the root to a leaf
@@ -21,19 +21,22 @@ def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 def replace_leaves(tree: Any, function: Callable[[Path, Any], Any], path: Path = ()) -> Any:
     """Return a tree of the same types with function(path, leaf) for each leaf.
 
-    Of a dataclass neither ``__init__`` nor ``__post_init__`` is called.
+    Of a dataclass neither ``__init__`` nor ``__post_init__`` is called. Mappings that do not say how they are copied
+    become dicts.
     """
     children = _children(tree)
     if children is None:
         return function(path, tree)
     new = {key: replace_leaves(child, function, (*path, key)) for key, child in children}
     if isinstance(tree, Mapping):
-        if isinstance(tree, MutableMapping) and type(tree) is not dict:
+        # Without a __copy__ of its own, a copy of a class that is no dict would share its items with the original.
+        if type(tree) is not dict and (isinstance(tree, dict) or hasattr(tree, "__copy__")):
             try:
-                mapping = copy.copy(tree)
-                mapping.update(new)
+                mapping: Any = copy.copy(tree)
+                for key, value in new.items():
+                    mapping[key] = value  # not `update`, by which a Counter adds
                 return mapping
-            except TypeError:
+            except (AttributeError, TypeError):
                 pass  # it cannot be copied or updated
         return new
     if dataclasses.is_dataclass(tree):

@@ -257,7 +257,7 @@ def without_storage():
     ([new("I;16")], ValueError, "mode 'I;16'"),
     ([{"x": [truncated()]}], OSError, r"batch\[0\]\['x'\]\[0\] is a PIL image that cannot be loaded: .*trunc"),
     ([closed()], OSError, r"batch\[0\] is a PIL image that cannot be loaded"),
-    ([torch.zeros(5, 4, 3, dtype=torch.uint8), without_storage()], ValueError, r"batch\[1\] is Tensor.*storage"),
+    ([torch.zeros(5, 4, 3, dtype=torch.uint8), without_storage()], ValueError, r"batch\[1\] is torch.uint8 .*storage"),
     ([new("RGB"), None], TypeError, r"batch\[1\] is None; expected an image"),
     ([new("RGB"), np.zeros((5, 4, 3))], TypeError, r"batch\[1\] is ndarray float64 \[5, 4, 3\]; expected an image"),
     ([(new("RGB"), 0), None], TypeError, r"batch\[1\] is None, but batch\[0\] is of type tuple"),

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import fastfeed
-from fastfeed import DataLoader, FolderSource, transforms
-from fastfeed.data.finish import finish_reference
+from fastfeed import DataLoader, FolderSource, Mix, MixedTarget, transforms
+from fastfeed.data.finish import SampleParameters, finish_reference
 from fastfeed.data.graph import DecodeError
+from fastfeed.data.mix import draw_mix, mix_target
 from tests.images import picture, write_folder
 
 pytestmark = pytest.mark.dali
@@ -104,6 +105,42 @@ def test_normalised_batches_are_the_reference_of_the_pixels(folder):
     pixels = levels.round().byte().permute(0, 2, 3, 1).contiguous()
     expected = finish_reference(pixels, None, transforms.train().mean, transforms.train().std)
     assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mix", [Mix(mixup=0.4), Mix(cutmix=1.0), Mix(0.4, 1.0, per="sample")])
+def test_mixed_batches_are_the_reference_of_the_pixels(folder, device, mix):
+    levels, mixed = (
+        loader(folder, shuffle=True, seed=7, device=device, transform=transform, mix=m)
+        for transform, m in ((transforms.train(32, **PIXELS), None), (transforms.train(32), mix))
+    )
+    for number in range(2):
+        for position, ((pixels, labels), (images, target)) in enumerate(zip(levels, mixed, strict=True)):
+            n = len(labels)
+            plan = draw_mix(mix, n, 32, 32, seed=7, epoch=number, batch=position)
+            pixels = pixels.cpu().round().byte().permute(0, 2, 3, 1)
+            parameters = SampleParameters(n, partner=plan.partner, weight=plan.weight, cut=plan.box)
+            expected = finish_reference(pixels, parameters, transforms.train().mean, transforms.train().std)
+            assert torch.equal(images.cpu(), expected)
+            assert isinstance(target, MixedTarget)
+            assert all(map(torch.equal, target.to("cpu"), mix_target(labels.cpu(), plan)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_batch_kept_while_ten_more_are_drawn(folder, device):
+    data = loader(folder, 1, device=device)
+    iterator = iter(data)
+    kept = [next(iterator) for _ in range(2)]
+    before = [(images.clone(), target.clone()) for images, target in kept]
+    for _ in range(10):
+        images, target = next(iterator)
+        images.zero_()
+        target.zero_()
+    for (images, target), (expected, label) in zip(kept, before, strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(target, label)
+    data.epoch = 0
+    assert torch.equal(epoch(data)[0][:2], torch.cat([images for images, _ in before]))
 
 
 @pytest.mark.parametrize("options", [

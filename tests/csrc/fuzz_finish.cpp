@@ -1,0 +1,499 @@
+// Random batches through every way that the last pass is made: each instruction set of the processor, the pieces that
+// a pool is given, and the GPU's tiles and pixels as loops on the host. All must give the bits of a formula that is
+// written here once more, pixel by pixel. Sources, outputs, parameters and tiles are blocks of exactly their size, so
+// that the address sanitizer sees whatever is read or written beside them.
+//
+// fuzz_finish SEED COUNT: batch number i is drawn from SEED + i, and a failure prints the seed that repeats it.
+#include <cinttypes>
+#include <climits>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+
+#include "finish_cpu.cpp"
+#ifndef PROCESSOR_ONLY  // a third of the time to compile
+#include "finish_gpu.h"
+#endif
+
+namespace fastfeed {
+namespace {
+
+// ------------------------------------------------------------------------------- the formula, once more
+
+// The nearest number with `digits` binary digits after the point, ties to even; `lowest` is the smallest exponent of
+// normal numbers. In doubles, which hold every step exactly.
+uint32_t nearest(float value, int digits, int lowest) {
+    const double magnitude = std::fabs(static_cast<double>(value));
+    const uint32_t sign = std::signbit(value) ? 0x8000 : 0;
+    const uint32_t infinity = static_cast<uint32_t>(2 - 2 * lowest + 1) << digits;
+    if (magnitude == 0) return sign;
+    if (std::isinf(value)) return sign | infinity;
+    const int exponent = std::max(std::ilogb(magnitude), lowest);
+    const double units = std::nearbyint(std::ldexp(magnitude, digits - exponent));
+    const double bits = std::ldexp(exponent - lowest, digits) + units;  // a carry goes into the exponent
+    return sign | static_cast<uint32_t>(std::min<double>(bits, infinity));
+}
+
+uint32_t rounded(float value, Output output) {
+    switch (output) {
+        case Output::float16: return nearest(value, 10, -14);
+        case Output::bfloat16: return nearest(value, 7, -126);
+        case Output::float32: break;
+    }
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+bool inside(const Rectangle& r, int64_t y, int64_t x) {
+    const int64_t row = y - r.top, column = x - r.left;
+    return row >= 0 && row < r.height && column >= 0 && column < r.width;
+}
+
+// One word of Philox-4x32-10, as the paper's figure has it. (What a word becomes is tested in Python.)
+uint32_t random_word(const uint32_t* key, uint32_t x, uint32_t y, int channel) {
+    uint32_t l[2] = {x, 0}, r[2] = {y, 0};
+    for (uint32_t round = 0; round < 10; ++round) {
+        const uint64_t m[2] = {uint64_t{0xD2511F53} * l[0], uint64_t{0xCD9E8D57} * l[1]};
+        l[0] = static_cast<uint32_t>(m[1] >> 32) ^ r[0] ^ (key[0] + round * 0x9E3779B9u);
+        l[1] = static_cast<uint32_t>(m[0] >> 32) ^ r[1] ^ (key[1] + round * 0xBB67AE85u);
+        r[0] = static_cast<uint32_t>(m[1]);
+        r[1] = static_cast<uint32_t>(m[0]);
+    }
+    const uint32_t words[4] = {l[0], r[0], l[1], r[1]};
+    return words[channel];
+}
+
+float sample_value(const FinishArgs& a, int64_t n, int64_t y, int64_t x, int c) {
+    const SampleParameters none{0, 0, {0, 0}, {}, {}, 0, 1, {}};
+    const SampleParameters& s = a.parameters == nullptr ? none : a.parameters[n];
+    if (inside(s.erase, y, x)) {
+        return s.noise == 0 ? a.fill[c]
+                            : standard_normal(random_word(s.noise_key, static_cast<uint32_t>(x),
+                                                          static_cast<uint32_t>(y), c));
+    }
+    const int64_t from_y = s.flip >= 2 ? a.h - 1 - y : y, from_x = s.flip % 2 == 1 ? a.w - 1 - x : x;
+    const uint8_t byte = a.src[n * a.stride_n + from_y * a.stride_h + from_x * a.stride_w + c * a.stride_c];
+    return (static_cast<float>(byte) / 255.0f - a.normalizer.channel[c].mean) / a.normalizer.channel[c].std;
+}
+
+float finished_value(const FinishArgs& a, int64_t n, int64_t y, int64_t x, int c) {
+    const float own = sample_value(a, n, y, x, c);
+    if (a.parameters == nullptr) return own;
+    const SampleParameters& s = a.parameters[n];
+    if (inside(s.cut, y, x)) return sample_value(a, s.partner, y, x, c);
+    if (s.weight == 1) return own;
+    return own * s.weight + sample_value(a, s.partner, y, x, c) * (1 - s.weight);
+}
+
+int64_t output_size(const FinishArgs& a) { return a.output == Output::float32 ? 4 : 2; }
+int64_t output_bytes(const FinishArgs& a) { return a.n * a.h * a.w * a.c * output_size(a); }
+
+std::vector<uint8_t> expected_bytes(const FinishArgs& a) {
+    std::vector<uint8_t> bytes(output_bytes(a));
+    for (int64_t n = 0; n < a.n; ++n) {
+        for (int64_t y = 0; y < a.h; ++y) {
+            for (int64_t x = 0; x < a.w; ++x) {
+                for (int c = 0; c < a.c; ++c) {
+                    const uint32_t bits = rounded(finished_value(a, n, y, x, c), a.output);
+                    const int64_t i = a.channels_last ? ((n * a.h + y) * a.w + x) * a.c + c
+                                                      : ((n * a.c + c) * a.h + y) * a.w + x;
+                    std::memcpy(&bytes[i * output_size(a)], &bits, output_size(a));  // little-endian
+                }
+            }
+        }
+    }
+    return bytes;
+}
+
+// ------------------------------------------------------------------------------------- random batches
+
+class Random {
+  public:
+    explicit Random(uint64_t seed) : engine_(seed) {}
+    int64_t from(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
+    bool one_in(int64_t n) { return from(1, n) == 1; }
+    float real(float low, float high) { return std::uniform_real_distribution<float>(low, high)(engine_); }
+    template <class T>
+    T any(std::initializer_list<T> values) {
+        return values.begin()[from(0, static_cast<int64_t>(values.size()) - 1)];
+    }
+    template <class Iterator>
+    void shuffle(Iterator begin, Iterator end) {
+        std::shuffle(begin, end, engine_);
+    }
+
+  private:
+    std::mt19937_64 engine_;
+};
+
+struct Batch {
+    FinishArgs args{};
+    std::unique_ptr<uint8_t[]> source;
+    std::unique_ptr<SampleParameters[]> parameters;
+};
+
+void draw_strides(FinishArgs& a, Random& random) {
+    const int64_t gap = random.one_in(2) ? 0 : random.from(1, 20);
+    switch (random.from(0, 7)) {
+        case 0:  // [N, C, H, W]
+            a.stride_w = 1;
+            a.stride_h = a.w + gap;
+            a.stride_c = a.h * a.stride_h + gap;
+            a.stride_n = a.c * a.stride_c + gap;
+            return;
+        case 1:  // [N, W, H, C]
+            a.stride_c = 1;
+            a.stride_h = a.c + gap;
+            a.stride_w = a.h * a.stride_h + gap;
+            a.stride_n = a.w * a.stride_w;
+            return;
+        case 2:  // any steps: expanded, overlapping
+            a.stride_c = random.from(0, 5);
+            a.stride_w = random.any<int64_t>({0, a.c, random.from(0, 50)});
+            a.stride_h = random.any<int64_t>({0, 8, random.from(0, 900)});
+            a.stride_n = random.any<int64_t>({0, 8, random.from(0, 900)});
+            return;
+        case 3:  // every second channel's byte, or pixels with a gap
+            a.stride_c = random.from(1, 2);
+            a.stride_w = a.c * a.stride_c + gap;
+            a.stride_h = a.w * a.stride_w;
+            a.stride_n = a.h * a.stride_h;
+            return;
+        default:  // rows with a gap, or none; of the size that the GPU's groups can take, or another
+            a.stride_c = 1;
+            a.stride_w = a.c;
+            a.stride_h = a.w * a.c + (random.one_in(2) ? gap : gap / 8 * 8);
+            a.stride_n = a.h * a.stride_h + random.any<int64_t>({0, 8, 24, gap});
+    }
+}
+
+Rectangle draw_rectangle(const FinishArgs& a, Random& random) {
+    const auto anywhere = [&](int64_t size) {
+        if (random.one_in(6)) return random.any<int32_t>({INT_MIN, INT_MAX, INT_MIN + 1, INT_MAX - 1, -1, 0, 1, 8});
+        return static_cast<int32_t>(random.from(-size / 2 - 1, size + 1));
+    };
+    const int32_t h = static_cast<int32_t>(a.h), w = static_cast<int32_t>(a.w);
+    if (random.one_in(6)) return {};
+    if (random.one_in(6)) return {0, 0, h, w};
+    if (random.one_in(3)) return {anywhere(h), anywhere(w), anywhere(h), anywhere(w)};
+    const auto top = static_cast<int32_t>(random.from(0, h)), left = static_cast<int32_t>(random.from(0, w));
+    return {top, left, static_cast<int32_t>(random.from(0, h - top)), static_cast<int32_t>(random.from(0, w - left))};
+}
+
+SampleParameters draw_parameters(const FinishArgs& a, int64_t n, Random& random) {
+    SampleParameters s{};
+    s.flip = static_cast<int32_t>(random.from(0, 3));
+    s.noise = random.any<int32_t>({0, 1, -1});
+    s.noise_key[0] = static_cast<uint32_t>(random.from(0, UINT_MAX));
+    s.noise_key[1] = static_cast<uint32_t>(random.from(0, UINT_MAX));
+    if (random.one_in(4)) s.erase = draw_rectangle(a, random);
+    if (random.one_in(2)) s.cut = draw_rectangle(a, random);
+    s.partner = static_cast<int32_t>(random.one_in(4) ? n : random.from(0, a.n - 1));
+    s.weight = random.any<float>({1, 1, 0, 0.5f, 0x1p-24f, 0x1.fffffep-1f, 0x1p-149f, random.real(0, 1)});
+    return s;
+}
+
+Normalizer draw_normalizer(int channels, Random& random) {
+    float mean[4], std[4];
+    const int64_t kind = random.from(0, 9);
+    for (int c = 0; c < channels; ++c) {
+        mean[c] = random.any<float>({0, 0.5f, random.real(-0.5f, 1.5f), static_cast<float>(random.from(0, 255)) / 255});
+        std[c] = random.real(0.1f, 0.5f);
+        if (kind == 1) std[c] = std::exp(random.real(-30, 30));  // halves overflow, and become subnormal
+        if (kind == 2) std[c] = random.real(1e38f, 3e38f);       // 1 / std is subnormal: not fused
+    }
+    Normalizer normalizer = make_normalizer(mean, std, channels);
+    if (kind == 3) normalizer.fused = false;
+    return normalizer;
+}
+
+Batch draw_batch(Random& random) {
+    Batch batch;
+    FinishArgs& a = batch.args;
+    a.c = random.any<int>({1, 3, 4});
+    a.n = random.one_in(20) ? random.from(0, 1) : random.from(2, 5);
+    a.h = random.one_in(20) ? 0 : random.one_in(20) ? 67 : random.from(1, 8);
+    a.w = random.any<int64_t>({random.from(0, 17), random.from(0, 100), 8 * random.from(1, 9), 48 * random.from(1, 3),
+                               16 * random.from(1, 4) + random.from(-1, 1)});
+    if (random.one_in(40)) a.w = 264;  // more groups in a row than a warp makes
+    a.output = random.any<Output>({Output::float32, Output::float16, Output::bfloat16});
+    a.channels_last = random.one_in(2);
+    a.normalizer = draw_normalizer(a.c, random);
+    for (float& value : a.fill) value = random.any<float>({0, random.real(-3, 3), 70000, -1e-6f});
+
+    draw_strides(a, random);
+    if (random.one_in(2)) {  // for the GPU's groups
+        a.w = 8 * (a.w / 8 + 1);
+        a.stride_c = 1;
+        a.stride_w = a.c;
+        a.stride_h = a.w * a.c + 8 * random.from(0, 2);
+        a.stride_n = a.h * a.stride_h + 8 * random.from(0, 2);
+    } else if (random.one_in(4)) {  // the stride of a dimension of size 1 means nothing
+        if (a.n == 1) a.stride_n = int64_t{1} << 40;
+        if (a.h == 1) a.stride_h = int64_t{1} << 40;
+        if (a.w == 1) a.stride_w = int64_t{1} << 40;
+        if (a.c == 1) a.stride_c = int64_t{1} << 40;
+    }
+    const int64_t offset = random.one_in(3) ? random.from(0, 15) : 0;
+    int64_t extent = 0;
+    if (a.n * a.h * a.w != 0) {
+        extent = (a.n - 1) * a.stride_n + (a.h - 1) * a.stride_h + (a.w - 1) * a.stride_w + (a.c - 1) * a.stride_c + 1;
+    }
+    batch.source.reset(new uint8_t[offset + extent]);
+    for (int64_t i = 0; i < offset + extent; ++i) batch.source[i] = static_cast<uint8_t>(random.from(0, 255));
+    a.src = batch.source.get() + offset;
+    if (!random.one_in(5)) {
+        batch.parameters.reset(new SampleParameters[a.n]);
+        for (int64_t n = 0; n < a.n; ++n) batch.parameters[n] = draw_parameters(a, n, random);
+        a.parameters = batch.parameters.get();
+    }
+    return batch;
+}
+
+// ---------------------------------------------------------------------------------------------- the ways
+
+using Make = std::function<bool(const FinishArgs&, Random&)>;  // false: this way does not take such a batch
+struct Way {
+    const char* name;
+    Make make;
+    int64_t made = 0;
+};
+
+// All rows of a batch, in pieces that end anywhere.
+template <class Choose>
+Make rows_way(bool fused, Choose choose) {
+    return [=](const FinishArgs& a, Random& random) {
+        if (fused && !a.normalizer.fused) return false;
+        const Rows rows = choose(a);
+        const Lanes lanes(a.normalizer);
+        const int64_t total = a.w == 0 ? 0 : a.n * a.h;
+        for (int64_t begin = 0, end; begin < total; begin = end) {
+            end = random.from(begin + 1, total);
+            rows(a, lanes, begin, end);
+        }
+        return true;
+    };
+}
+
+#define ROWS_OF(TARGET, T, FUSED)            \
+    (a.c == 1   ? TARGET::write_rows<T, 1, FUSED> \
+     : a.c == 3 ? TARGET::write_rows<T, 3, FUSED> \
+                : TARGET::write_rows<T, 4, FUSED>)
+#define ROWS(TARGET, FUSED)                                                           \
+    rows_way(FUSED, [](const FinishArgs& a) -> Rows {                                 \
+        switch (a.output) {                                                           \
+            case Output::float32: return ROWS_OF(TARGET, Float32, FUSED);             \
+            case Output::float16: return ROWS_OF(TARGET, Float16, FUSED);             \
+            case Output::bfloat16: return ROWS_OF(TARGET, BFloat16, FUSED);           \
+        }                                                                             \
+        std::abort();                                                                 \
+    })
+
+bool in_pieces(const FinishArgs& a, Random& random) {
+    const FinishWork work = finish_work(a);
+    std::vector<int64_t> order(work.pieces);
+    std::iota(order.begin(), order.end(), 0);
+    random.shuffle(order.begin(), order.end());
+    for (const int64_t i : order) work.piece(i);
+    return true;
+}
+
+#ifndef PROCESSOR_ONLY
+// What finish_cuda.cu launches. The threads of a warp go one by one, in any order, between the places where they wait
+// for each other.
+struct HostLaunch {
+    Random& random;
+
+    template <class T, int C, bool CHANNELS_LAST>
+    void tiles(const FinishArgs& a) const {
+        for (int64_t row = 0; row < a.n * a.h; ++row) {  // a GPU's loads of 8 bytes must lie at multiples of 8
+            const auto* src = a.src + row / a.h * a.stride_n + row % a.h * a.stride_h;
+            if (reinterpret_cast<uintptr_t>(src) % 8 != 0) std::abort();
+        }
+        using Tile = WarpTile<T, C, CHANNELS_LAST>;
+        const auto tile = std::make_unique<Tile>();
+        int lanes[WARP];
+        std::iota(lanes, lanes + WARP, 0);
+        for (int64_t first = 0; first < a.h * (a.w / GROUP); first += WARP) {
+            for (int64_t n = 0; n < a.n; ++n) {
+                random.shuffle(lanes, lanes + WARP);
+                std::memset(static_cast<void*>(tile.get()), 0xCD, sizeof(Tile));
+                for (const int lane : lanes) tile->make(a, n, static_cast<uint32_t>(first), lane);
+                for (const int lane : lanes) tile->write(a, n, static_cast<uint32_t>(first), lane);
+            }
+        }
+    }
+
+    template <int C>
+    void pixels(const FinishArgs& a) const {
+        for (int64_t i = a.n * a.h * a.w; i-- > 0;) make_pixel<C>(a, i);
+    }
+};
+
+bool in_tiles(const FinishArgs& a, Random& random) { return in_groups(a) && dispatch_finish(a, HostLaunch{random}); }
+
+bool pixel_by_pixel(const FinishArgs& a, Random& random) {
+    const HostLaunch launch{random};
+    if (!in_groups(a)) return dispatch_finish(a, launch);
+    a.c == 1 ? launch.pixels<1>(a) : a.c == 3 ? launch.pixels<3>(a) : launch.pixels<4>(a);
+    return true;
+}
+
+// What the fast way refuses, at sizes that no test can make.
+bool test_groups() {
+    FinishArgs a{};
+    a.n = 1, a.h = int64_t{1} << 20, a.w = int64_t{1} << 13, a.c = 4;  // 2^30 groups
+    a.stride_c = 1, a.stride_w = 4, a.stride_h = 4 * a.w, a.stride_n = a.h * a.stride_h;
+    a.normalizer.fused = true;
+    const bool right = in_groups(a);
+    a.h *= 2;
+    return right && !in_groups(a);
+}
+#endif
+
+std::vector<Way> ways() {
+    std::vector<Way> result{
+#ifndef PROCESSOR_ONLY
+                            {"GPU, in tiles", in_tiles},
+                            {"GPU, pixel by pixel", pixel_by_pixel},
+#endif
+                            {"pieces", in_pieces},
+                            {"baseline, dividing", ROWS(baseline, false)},
+                            {"baseline", ROWS(baseline, true)}};
+#if defined(__x86_64__)
+    if (simd() >= Simd::avx2) result.push_back({"AVX2", ROWS(avx2, true)});
+    if (simd() >= Simd::avx512) result.push_back({"AVX-512", ROWS(avx512, true)});
+#endif
+    return result;
+}
+
+// Prints the first difference.
+bool equal(const FinishArgs& a, const uint8_t* got, const std::vector<uint8_t>& expected, const char* way) {
+    const int64_t size = output_size(a);
+    for (int64_t i = 0; i < static_cast<int64_t>(expected.size()); i += size) {
+        if (std::memcmp(got + i, &expected[i], size) == 0) continue;
+        uint32_t got_bits = 0, expected_bits = 0;
+        std::memcpy(&got_bits, got + i, size);
+        std::memcpy(&expected_bits, &expected[i], size);
+        std::printf("%s: value %" PRId64 " is %#x instead of %#x\n", way, i / size, got_bits, expected_bits);
+        return false;
+    }
+    return true;
+}
+
+bool test_batch(uint64_t seed, std::vector<Way>& all) {
+    Random random(seed);
+    Batch batch = draw_batch(random);
+    FinishArgs& a = batch.args;
+    const std::vector<uint8_t> expected = expected_bytes(a);
+    // Of the alignment that the output type has, or of a GPU's stores.
+    const int64_t offset = random.one_in(8) ? output_size(a) * random.from(0, 3) : 0;
+    const std::unique_ptr<uint8_t[]> output(new uint8_t[offset + expected.size()]);
+    a.dst = output.get() + offset;
+    for (Way& way : all) {
+        std::memset(a.dst, 0xAB, expected.size());
+        if (!way.make(a, random)) continue;
+        ++way.made;
+        if (equal(a, output.get() + offset, expected, way.name)) continue;
+        std::printf("seed %" PRIu64 ": [%" PRId64 ", %" PRId64 ", %" PRId64 ", %d], strides %" PRId64 " %" PRId64
+                    " %" PRId64 " %" PRId64 ", output %d, %s, %s\n",
+                    seed, a.n, a.h, a.w, a.c, a.stride_n, a.stride_h, a.stride_w, a.stride_c,
+                    static_cast<int>(a.output), a.channels_last ? "channels-last" : "planes",
+                    a.normalizer.fused ? "fused" : "not fused");
+        return false;
+    }
+    return true;
+}
+
+// ---------------------------------------------------------------------------------------------- rounding
+
+#if defined(__x86_64__)
+template <class T>
+__attribute__((target("avx2,fma,f16c"))) void round_avx2(const float* values, uint16_t* bits) {
+    avx2::round_block(values, T(), bits);
+}
+template <class T>
+__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void round_avx512(
+    const float* values, uint16_t* bits) {
+    avx512::round_block(values, T(), bits);
+}
+#endif
+
+// Rounds a block in each instruction set and compares it with `nearest`.
+template <class T>
+bool test_rounding(const float* values, Output output) {
+    uint16_t got[4][BLOCK];
+    int sets = 0;
+    for (int i = 0; i < BLOCK; ++i) got[sets][i] = T::round(values[i]);
+    baseline::round_block(values, T(), got[++sets]);
+#if defined(__x86_64__)
+    if (simd() >= Simd::avx2) round_avx2<T>(values, got[++sets]);
+    if (simd() >= Simd::avx512) round_avx512<T>(values, got[++sets]);
+#endif
+    for (; sets >= 0; --sets) {
+        for (int i = 0; i < BLOCK; ++i) {
+            const uint32_t expected = rounded(values[i], output);
+            if (got[sets][i] == expected) continue;
+            std::printf("rounding %a, way %d: %#x instead of %#x\n", values[i], sets, got[sets][i], expected);
+            return false;
+        }
+    }
+    return true;
+}
+
+// Numbers around every number of the 16-bit types, and around the middle between any two; and a sample of all floats.
+bool test_roundings() {
+    alignas(64) float block[BLOCK];
+    int filled = 0;
+    bool right = true;
+    const auto test = [&](uint32_t bits) {
+        block[filled] = bits_to_float(bits);
+        if (std::isnan(block[filled])) return;
+        if (++filled < BLOCK) return;
+        filled = 0;
+        right = right && test_rounding<Float16>(block, Output::float16) &&
+                test_rounding<BFloat16>(block, Output::bfloat16);
+    };
+    for (uint32_t sign : {0u, 1u << 31}) {
+        for (uint32_t half = 0; half <= 0x7c00; ++half) {
+            // Twice the half, so that the middles have a place too.
+            for (uint32_t middle = 0; middle < 2; ++middle) {
+                const int exponent = std::max<int>(half >> 10, 1);
+                const double digits = 2 * (half >> 10 == 0 ? half : (half & 0x3ff) + 0x400) + middle;
+                const uint32_t bits = float_to_bits(static_cast<float>(std::ldexp(digits, exponent - 26)));
+                for (int step = -2; step <= 2; ++step) test(sign | ((bits + static_cast<uint32_t>(step)) & INT_MAX));
+            }
+        }
+    }
+    for (uint32_t high = 0; high < 0x10000; ++high) {
+        for (uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) test(high << 16 | low);
+    }
+    for (uint64_t bits = 0; bits >> 32 == 0; bits += 65521) test(static_cast<uint32_t>(bits));
+    for (int i = 0; i < BLOCK; ++i) test(0);  // the last block is full
+    return right;
+}
+
+}  // namespace
+}  // namespace fastfeed
+
+int main(int argc, char** argv) {
+    using namespace fastfeed;
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // or a sanitizer's end loses what was printed
+    if (argc != 3) return std::printf("usage: fuzz_finish SEED COUNT\n"), 2;
+    const uint64_t seed = std::strtoull(argv[1], nullptr, 10), count = std::strtoull(argv[2], nullptr, 10);
+    std::vector<Way> all = ways();
+    if (!test_roundings()) return 1;
+#ifndef PROCESSOR_ONLY
+    if (!test_groups()) return std::printf("in_groups is wrong\n"), 1;
+#endif
+    for (uint64_t i = 0; i < count; ++i) {
+        if (!test_batch(seed + i, all)) return 1;
+    }
+    for (const Way& way : all) std::printf("%s: %" PRId64 " batches\n", way.name, way.made);
+    return 0;
+}
