@@ -56,8 +56,10 @@ def steps(python: str, results: Path) -> list[Step]:
     pytest = [*module, "pytest", "-q", "-m", "gpu", "--no-header", "-p", "no:cacheprovider"]
     # No other files: they may import what this machine does not have.
     files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
-    # Its CUDA code is all in the last pass. Triton's kernels are tested, not swept: under a checker they take minutes.
-    extension = [*pytest, "-x", "tests/data/test_finish.py"]
+    # The extension's CUDA code is all in the last pass, of which these tests run every kernel, and the ring's buffers.
+    # Triton's kernels are tested, not swept: under a checker they take minutes.
+    kernels = [*pytest, "-x", "tests/data/test_finish.py::test_sizes"]
+    ring = "tests/data/test_prefetch_gpu.py::test_batches"
     sanitizer = [shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer", "--error-exitcode", "9"]
     exact = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else an access past the end lands in PyTorch's own pool
     # The machine's own code and no other: a tenth of the time that all architectures take.
@@ -65,8 +67,8 @@ def steps(python: str, results: Path) -> list[Step]:
     return [
         Step("build", install, 120, build, needed=True),
         Step("tests", [*pytest, *files], 170),
-        Step("memcheck", [*sanitizer, "--tool", "memcheck", *extension], 50, exact),
-        Step("racecheck", [*sanitizer, "--tool", "racecheck", *extension], 40, exact),
+        Step("memcheck", [*sanitizer, "--tool", "memcheck", *kernels, ring], 50, exact),
+        Step("racecheck", [*sanitizer, "--tool", "racecheck", *kernels], 40, exact),
         Step("benchmarks", [*module, "benchmarks", "run", "--quick", "--device", "cuda", "-o", str(results)], 300),
     ]
 
