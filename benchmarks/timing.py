@@ -16,6 +16,8 @@ Run = Callable[[], Any]  # does the work once and returns what it computed
 
 MIN_ROUNDS = 2  # in a pass, of which there are several
 MAX_ROUNDS = 200  # more tell nothing new about a run of some µs
+SHORT = 0.05  # seconds: runs below it are timed once they have gone on
+SETTLE = 0.01  # for so many seconds
 
 
 class Sample(NamedTuple):
@@ -74,19 +76,30 @@ def measure(runs: dict[str, Run], timer: Timer, budget: float) -> dict[str, list
 
 
 def wall_timer(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> Timer:
-    """Time on the host, until the work that a run has queued on `device` is done."""
+    """Time on the host, until the work that a run has queued on `device` is done.
+
+    A short run is timed when it has been done, untimed, for SETTLE seconds, as programs do it again and again: before,
+    the threads of whatever ran last still spin (OpenMP's do for milliseconds, on the cores that this run's threads
+    want), and the caches hold its data.
+    """
 
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    def sample(run: Run) -> Sample:
+    def timed(run: Run) -> Sample:
         wait()
         processor, start = processor_time(), clock()
         run()
         wait()
         seconds = clock() - start
         return Sample(seconds, processor_time() - processor)
+
+    def sample(run: Run) -> Sample:
+        settling = 0.0
+        while (one := timed(run)).seconds < SHORT and settling < SETTLE:
+            settling += one.seconds
+        return one
 
     return sample
 

@@ -13,15 +13,20 @@ namespace fastfeed {
 Normalizer make_normalizer(const float* mean, const float* std, int channels) {
     Normalizer normalizer{};
     normalizer.channels = channels;
-    normalizer.fused = true;
+    normalizer.fused = normalizer.single[1] = normalizer.single[2] = true;
     for (int c = 0; c < channels; ++c) {
         const double exact = 1 / (256.0 * static_cast<double>(std[c]));
         const float inverse = static_cast<float>(exact), inverse_error = static_cast<float>(exact - inverse);
-        normalizer.channel[c] = {mean[c], std[c], 256 * mean[c], inverse, inverse_error};
+        const float scale = static_cast<float>(256 * exact / 255);
+        const float offset = static_cast<float>(-static_cast<double>(mean[c]) / static_cast<double>(std[c]));
+        normalizer.channel[c] = {mean[c], std[c], 256 * mean[c], inverse, inverse_error, scale, offset};
         for (int byte = 0; byte < 256; ++byte) {
-            const float level = static_cast<float>(byte);
-            normalizer.fused &= float_to_bits(normalize_fused(level, 256 * mean[c], inverse, inverse_error)) ==
-                                float_to_bits(normalize(level, mean[c], std[c]));
+            const float level = static_cast<float>(byte), value = normalize(level, mean[c], std[c]);
+            const float fused = normalize_fused(level, 256 * mean[c], inverse, inverse_error);
+            const float single = fmaf(level, scale, offset);
+            normalizer.fused &= float_to_bits(fused) == float_to_bits(value);
+            normalizer.single[1] &= Float16::round(single) == Float16::round(value);
+            normalizer.single[2] &= BFloat16::round(single) == BFloat16::round(value);
         }
     }
     return normalizer;
@@ -39,6 +44,8 @@ struct Lanes {
     alignas(64) float mean_256[BLOCK];
     alignas(64) float inverse[BLOCK];
     alignas(64) float inverse_error[BLOCK];
+    alignas(64) float scale[BLOCK];
+    alignas(64) float offset[BLOCK];
 
     explicit Lanes(const Normalizer& normalizer) {
         for (int i = 0; i < BLOCK; ++i) {
@@ -48,18 +55,19 @@ struct Lanes {
             mean_256[i] = channel.mean_256;
             inverse[i] = channel.inverse;
             inverse_error[i] = channel.inverse_error;
+            scale[i] = channel.scale;
+            offset[i] = channel.offset;
         }
     }
 };
 
-using Rows = void (*)(const FinishArgs&, const Lanes&, int64_t, int64_t);
+// How a byte becomes a value: see Channel. `single` is for values that are rounded to 16 bits at once; those that are
+// mixed first are made by `fused`.
+enum class Form { divide, fused, single };
 
-// Without a fused multiply-add instruction, which not every x86-64 has, the divisions are faster than calls of fmaf.
-#if defined(__FMA__) || defined(__aarch64__)
-constexpr bool BASELINE_FUSED = true;
-#else
-constexpr bool BASELINE_FUSED = false;
-#endif
+constexpr Form before_mixing(Form form) { return form == Form::single ? Form::fused : form; }
+
+using Rows = void (*)(const FinishArgs&, const Lanes&, int64_t, int64_t);
 
 #define FASTFEED_INLINE inline __attribute__((always_inline))
 
@@ -99,39 +107,26 @@ Simd simd() {
 }
 #endif
 
-// The function for the output type and channels of `a`, from a namespace above.
-#define FASTFEED_ROWS(TARGET, FUSED)                                                       \
-    switch (a.output) {                                                                    \
-        case Output::float32: return FASTFEED_ROWS_OF(TARGET, Float32, FUSED);             \
-        case Output::float16: return FASTFEED_ROWS_OF(TARGET, Float16, FUSED);             \
-        case Output::bfloat16: return FASTFEED_ROWS_OF(TARGET, BFloat16, FUSED);           \
-    }                                                                                      \
-    break
-#define FASTFEED_ROWS_OF(TARGET, T, FUSED)                                                 \
-    (a.c == 1   ? TARGET::write_rows<T, 1, FUSED>                                          \
-     : a.c == 3 ? TARGET::write_rows<T, 3, FUSED>                                          \
-                : TARGET::write_rows<T, 4, FUSED>)
-
 Rows choose_rows(const FinishArgs& a) {
+    const int output = static_cast<int>(a.output);
     if (a.c != 1 && a.c != 3 && a.c != 4) throw std::invalid_argument("finish: not 1, 3 or 4 channels");
+    if (output < 0 || output > 2) throw std::invalid_argument("finish: unknown output type");
+    const Form form = !a.normalizer.fused            ? Form::divide
+                      : a.normalizer.single[output] ? Form::single
+                                                    : Form::fused;
 #if defined(__x86_64__)
-    if (a.normalizer.fused) {
-        switch (simd()) {
-            case Simd::avx512: FASTFEED_ROWS(avx512, true);
-            case Simd::avx2: FASTFEED_ROWS(avx2, true);
-            case Simd::baseline: break;
-        }
+    switch (simd()) {
+        case Simd::avx512: return avx512::rows_for(a, form);
+        case Simd::avx2: return avx2::rows_for(a, form);
+        case Simd::baseline: break;
     }
 #endif
-    switch (BASELINE_FUSED && a.normalizer.fused) {
-        case true: FASTFEED_ROWS(baseline, BASELINE_FUSED);
-        case false: FASTFEED_ROWS(baseline, false);
-    }
-    throw std::invalid_argument("finish: unknown output type");
+#if defined(__FMA__) || defined(__aarch64__)
+    return baseline::rows_for(a, form);
+#else
+    return baseline::rows_for(a, Form::divide);  // faster than calls of fmaf, where it is no instruction
+#endif
 }
-
-#undef FASTFEED_ROWS
-#undef FASTFEED_ROWS_OF
 
 }  // namespace
 

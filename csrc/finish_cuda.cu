@@ -7,8 +7,8 @@ namespace {
 
 constexpr int THREADS = 128;
 
-// Tiles of one sample in a column of blocks, so that a sample's parameters are the same for a whole block. Four blocks to
-// a multiprocessor allow 128 registers: left alone, the compiler spills one or two of 80 to make room for a sixth.
+// Tiles of one sample in a column of blocks, so that a sample's parameters are the same for a whole block. Four blocks
+// to a multiprocessor allow 128 registers: left alone, the compiler spills one or two of 80 to make room for a sixth.
 template <class T, int C, bool CHANNELS_LAST>
 __global__ __launch_bounds__(THREADS, 4) void tiles_kernel(const __grid_constant__ FinishArgs a) {
     __shared__ WarpTile<T, C, CHANNELS_LAST> tiles[THREADS / WARP];

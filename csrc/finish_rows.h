@@ -135,12 +135,13 @@ FASTFEED_INLINE void round_block(const float* values, Float16, uint16_t* dst) {
 #endif
 }
 
-template <bool FUSED>
+template <Form FORM>
 FASTFEED_INLINE void normalize_block(const uint8_t* src, const Lanes& k, float* values) {
     widen(src, values);
     for (int j = 0; j < BLOCK; ++j) {
-        values[j] = FUSED ? normalize_fused(values[j], k.mean_256[j], k.inverse[j], k.inverse_error[j])
-                          : normalize(values[j], k.mean[j], k.std[j]);
+        values[j] = FORM == Form::single  ? fmaf(values[j], k.scale[j], k.offset[j])
+                    : FORM == Form::fused ? normalize_fused(values[j], k.mean_256[j], k.inverse[j], k.inverse_error[j])
+                                          : normalize(values[j], k.mean[j], k.std[j]);
     }
 }
 
@@ -160,22 +161,22 @@ FASTFEED_INLINE void for_each_block(int64_t count, Bits* dst, const Body& block,
     std::memcpy(dst + i, last, (count - i) * sizeof(Bits));
 }
 
-template <class T, bool FUSED>
+template <class T, Form FORM>
 void normalize_pixels(const uint8_t* src, int64_t count, const Lanes& k, typename T::Bits* dst) {
     for_each_block(count, dst, [&](const uint8_t* in, typename T::Bits* out) {
         alignas(64) float values[BLOCK];
-        normalize_block<FUSED>(in, k, values);
+        normalize_block<FORM>(in, k, values);
         round_block(values, T(), out);
     }, src);
 }
 
-template <class T, bool FUSED>
+template <class T, Form FORM>
 void blend_pixels(const uint8_t* own, const uint8_t* partner, float weight, int64_t count, const Lanes& k,
                   typename T::Bits* dst) {
     for_each_block(count, dst, [&](const uint8_t* in, const uint8_t* partner_in, typename T::Bits* out) {
         alignas(64) float values[BLOCK], partner_values[BLOCK];
-        normalize_block<FUSED>(in, k, values);
-        normalize_block<FUSED>(partner_in, k, partner_values);
+        normalize_block<FORM>(in, k, values);
+        normalize_block<FORM>(partner_in, k, partner_values);
         for (int j = 0; j < BLOCK; ++j) values[j] = blend(values[j], partner_values[j], weight);
         round_block(values, T(), out);
     }, own, partner);
@@ -193,10 +194,10 @@ struct Columns {
 };
 
 // Sample n's own values for the pixels [begin, end) of output row y: flipped, normalised, erased.
-template <class T, int C, bool FUSED>
+template <class T, int C, Form FORM>
 void write_sample(const FinishArgs& a, const SampleParameters& s, const Lanes& k, int64_t n, int64_t y,
                                   int64_t begin, int64_t end, uint8_t* scratch, typename T::Bits* dst) {
-    normalize_pixels<T, FUSED>(load_pixels<C>(a, s, n, y, begin, end, scratch), (end - begin) * C, k, dst);
+    normalize_pixels<T, FORM>(load_pixels<C>(a, s, n, y, begin, end, scratch), (end - begin) * C, k, dst);
     const Columns erased(s.erase, y, begin, end);
     for (int64_t x = erased.begin; x < erased.end; ++x) {
         float pixel[C];
@@ -205,11 +206,22 @@ void write_sample(const FinishArgs& a, const SampleParameters& s, const Lanes& k
     }
 }
 
+// Asks for the pixels of a later output row, if they are read backwards: a processor sees no stream in rows that each
+// run down while their addresses go up, and waits for every one, a third of the whole time.
+template <int C>
+FASTFEED_INLINE void prefetch_mirrored(const FinishArgs& a, const SampleParameters& s, int64_t n, int64_t y) {
+    if (!(s.flip & 1) || y >= a.h || a.stride_w != C) return;
+    const uint8_t* row = a.src + n * a.stride_n + (s.flip & 2 ? a.h - 1 - y : y) * a.stride_h;
+    for (int64_t i = 0; i < a.w * C; i += 64) __builtin_prefetch(row + i);
+}
+
 // The values of output row y of sample n, pixel after pixel.
-template <class T, int C, bool FUSED>
+template <class T, int C, Form FORM>
 void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratch& scratch,
                                typename T::Bits* dst) {
     const SampleParameters s = a.sample(n);
+    prefetch_mirrored<C>(a, s, n, y + 4);
+    if (s.weight != 1.0f) prefetch_mirrored<C>(a, a.sample(s.partner), s.partner, y + 4);
     const Columns cut(s.cut, y, 0, a.w);
     const struct {
         int64_t begin, end;
@@ -220,7 +232,7 @@ void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratc
         typename T::Bits* out = dst + part.begin * C;
         if (!part.own || s.weight == 1.0f) {
             const int64_t from = part.own ? n : s.partner;
-            write_sample<T, C, FUSED>(a, a.sample(from), k, from, y, part.begin, part.end, scratch.bytes[0].data(),
+            write_sample<T, C, FORM>(a, a.sample(from), k, from, y, part.begin, part.end, scratch.bytes[0].data(),
                                       out);
             continue;
         }
@@ -233,11 +245,11 @@ void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratc
             for (int i = 0; i < 2; ++i) {
                 pixels[i] = load_pixels<C>(a, both[i], from[i], y, part.begin, part.end, scratch.bytes[i].data());
             }
-            blend_pixels<T, FUSED>(pixels[0], pixels[1], s.weight, values, k, out);
+            blend_pixels<T, before_mixing(FORM)>(pixels[0], pixels[1], s.weight, values, k, out);
         } else {
             for (int i = 0; i < 2; ++i) {
-                write_sample<Float32, C, FUSED>(a, both[i], k, from[i], y, part.begin, part.end,
-                                                scratch.bytes[i].data(), scratch.floats[i].data());
+                write_sample<Float32, C, before_mixing(FORM)>(a, both[i], k, from[i], y, part.begin, part.end,
+                                                              scratch.bytes[i].data(), scratch.floats[i].data());
             }
             for (int64_t i = 0; i < values; ++i) {
                 out[i] = T::round(
@@ -247,21 +259,40 @@ void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratc
     }
 }
 
-template <class T, int C, bool FUSED>
+template <class T, int C, Form FORM>
 void write_rows(const FinishArgs& a, const Lanes& k, int64_t begin, int64_t end) {
     using Bits = typename T::Bits;
     Scratch scratch(a.w * C);
     for (int64_t row = begin; row < end; ++row) {
         const int64_t n = row / a.h, y = row % a.h;
         if (a.channels_last) {
-            write_row<T, C, FUSED>(a, k, n, y, scratch, static_cast<Bits*>(a.dst) + row * a.w * C);
+            write_row<T, C, FORM>(a, k, n, y, scratch, static_cast<Bits*>(a.dst) + row * a.w * C);
             continue;
         }
         Bits* values = reinterpret_cast<Bits*>(scratch.row.data());
-        write_row<T, C, FUSED>(a, k, n, y, scratch, values);
+        write_row<T, C, FORM>(a, k, n, y, scratch, values);
         for (int c = 0; c < C; ++c) {
             Bits* __restrict plane = static_cast<Bits*>(a.dst) + ((n * C + c) * a.h + y) * a.w;
             for (int64_t x = 0; x < a.w; ++x) plane[x] = values[x * C + c];
         }
     }
+}
+
+template <class T, Form FORM>
+Rows rows_for(int channels) {
+    return channels == 1 ? write_rows<T, 1, FORM> : channels == 3 ? write_rows<T, 3, FORM> : write_rows<T, 4, FORM>;
+}
+
+template <class T>
+Rows rows_for(int channels, Form form) {
+    if constexpr (sizeof(typename T::Bits) == 2) {
+        if (form == Form::single) return rows_for<T, Form::single>(channels);
+    }
+    return form == Form::divide ? rows_for<T, Form::divide>(channels) : rows_for<T, Form::fused>(channels);
+}
+
+inline Rows rows_for(const FinishArgs& a, Form form) {
+    return a.output == Output::float32   ? rows_for<Float32>(a.c, form)
+           : a.output == Output::float16 ? rows_for<Float16>(a.c, form)
+                                         : rows_for<BFloat16>(a.c, form);
 }
