@@ -266,10 +266,11 @@ struct Way {
 
 // All rows of a batch, in pieces that end anywhere.
 template <class Choose>
-Make rows_way(bool fused, Choose choose) {
+Make rows_way(Form form, Choose choose) {
     return [=](const FinishArgs& a, Random& random) {
-        if (fused && !a.normalizer.fused) return false;
-        const Rows rows = choose(a);
+        if (form != Form::divide && !a.normalizer.fused) return false;
+        if (form == Form::single && !a.normalizer.single[static_cast<int>(a.output)]) return false;
+        const Rows rows = choose(a, form);
         const Lanes lanes(a.normalizer);
         const int64_t total = a.w == 0 ? 0 : a.n * a.h;
         for (int64_t begin = 0, end; begin < total; begin = end) {
@@ -279,20 +280,6 @@ Make rows_way(bool fused, Choose choose) {
         return true;
     };
 }
-
-#define ROWS_OF(TARGET, T, FUSED)            \
-    (a.c == 1   ? TARGET::write_rows<T, 1, FUSED> \
-     : a.c == 3 ? TARGET::write_rows<T, 3, FUSED> \
-                : TARGET::write_rows<T, 4, FUSED>)
-#define ROWS(TARGET, FUSED)                                                           \
-    rows_way(FUSED, [](const FinishArgs& a) -> Rows {                                 \
-        switch (a.output) {                                                           \
-            case Output::float32: return ROWS_OF(TARGET, Float32, FUSED);             \
-            case Output::float16: return ROWS_OF(TARGET, Float16, FUSED);             \
-            case Output::bfloat16: return ROWS_OF(TARGET, BFloat16, FUSED);           \
-        }                                                                             \
-        std::abort();                                                                 \
-    })
 
 bool in_pieces(const FinishArgs& a, Random& random) {
     const FinishWork work = finish_work(a);
@@ -357,17 +344,29 @@ bool test_groups() {
 #endif
 
 std::vector<Way> ways() {
+    const auto baseline_rows = [](const FinishArgs& a, Form form) { return baseline::rows_for(a, form); };
     std::vector<Way> result{
 #ifndef PROCESSOR_ONLY
                             {"GPU, in tiles", in_tiles},
                             {"GPU, pixel by pixel", pixel_by_pixel},
 #endif
                             {"pieces", in_pieces},
-                            {"baseline, dividing", ROWS(baseline, false)},
-                            {"baseline", ROWS(baseline, true)}};
+                            {"baseline, dividing", rows_way(Form::divide, baseline_rows)},
+                            {"baseline", rows_way(Form::fused, baseline_rows)},
+                            {"baseline, single", rows_way(Form::single, baseline_rows)}};
 #if defined(__x86_64__)
-    if (simd() >= Simd::avx2) result.push_back({"AVX2", ROWS(avx2, true)});
-    if (simd() >= Simd::avx512) result.push_back({"AVX-512", ROWS(avx512, true)});
+    const auto avx2_rows = [](const FinishArgs& a, Form form) { return avx2::rows_for(a, form); };
+    const auto avx512_rows = [](const FinishArgs& a, Form form) { return avx512::rows_for(a, form); };
+    if (simd() >= Simd::avx2) {
+        result.push_back({"AVX2, dividing", rows_way(Form::divide, avx2_rows)});
+        result.push_back({"AVX2", rows_way(Form::fused, avx2_rows)});
+        result.push_back({"AVX2, single", rows_way(Form::single, avx2_rows)});
+    }
+    if (simd() >= Simd::avx512) {
+        result.push_back({"AVX-512, dividing", rows_way(Form::divide, avx512_rows)});
+        result.push_back({"AVX-512", rows_way(Form::fused, avx512_rows)});
+        result.push_back({"AVX-512, single", rows_way(Form::single, avx512_rows)});
+    }
 #endif
     return result;
 }
