@@ -15,7 +15,7 @@ from fastfeed.data.graph import Graph
 from fastfeed.data.mix import Mix, MixedTarget, draw_mix, mix_target
 from fastfeed.data.order import batches, epoch_order
 from fastfeed.data.plan import make_plan
-from fastfeed.data.ring import DeviceRing, Done, HostRing, Work, overlapped
+from fastfeed.data.ring import Done, Rings, Work
 from fastfeed.data.sources import FolderSource
 from fastfeed.data.transforms import Transform, train
 
@@ -110,17 +110,17 @@ class DataLoader:
         self.mix = mix
         self.seed = seed
         self.epoch = 0
+        # On a GPU the pass is queued on the consumer's stream as soon as DALI's work is: nothing is gained by waiting.
+        ahead = 0 if self.device.type == "cuda" else 1
         self._finish = Finish(
             self.transform.mean,
             self.transform.std,
             dtype,
             memory_format,
             threads=self.num_workers,
-            spare_outputs=self._ahead + 2,
+            spare_outputs=ahead + 2,
         )
-        self._stable_addresses = stable_addresses
-        self._stream: torch.cuda.Stream | None = None
-        self._idle_ring: HostRing | DeviceRing | None = None
+        self._rings = Rings(self._finish, self.device, ahead, stable_addresses)
         self._idle_graph: Graph | None = self._new_graph()  # now, so that what is missing shows here
         self._pid = os.getpid()
 
@@ -135,13 +135,8 @@ class DataLoader:
         return self._run(epoch)
 
     def _run(self, epoch: int) -> Iterator[Any]:
-        # An iterator owns a ring and a graph while it runs: two over one loader do not mix their batches.
-        ring, self._idle_ring = self._idle_ring or self._new_ring(), None
-        try:
-            # `map`, which keeps no reference to what it gives: the batch is the consumer's.
-            yield from map(self._give, overlapped(self._decoded(epoch), ring, self._ahead))
-        finally:
-            self._idle_ring = ring
+        # `map`, which keeps no reference to what it gives: the batch is the consumer's.
+        yield from map(self._give, self._rings.run(self._decoded(epoch)))
 
     def _give(self, done: Done) -> tuple[torch.Tensor, torch.Tensor | MixedTarget]:
         return done.images, done.rest[0] if self.mix is None else MixedTarget(*done.rest)
@@ -149,6 +144,7 @@ class DataLoader:
     def _decoded(self, epoch: int) -> Iterator[Work]:
         order = epoch_order(len(self.source), shuffle=self.shuffle, seed=self.seed, epoch=epoch)
         todo = enumerate(batches(order, self.batch_size, drop_last=self.drop_last))
+        # An iterator owns a graph while it runs: two over one loader do not mix their batches.
         graph = self._take_graph()
         pending: deque[tuple[SampleParameters, list[torch.Tensor]] | Exception] = deque()
 
@@ -193,18 +189,6 @@ class DataLoader:
         parameters = SampleParameters(n, flip=plan.flip, partner=mix.partner, weight=mix.weight, cut=mix.box)
         return parameters, list(mix_target(target, mix))
 
-    @property
-    def _ahead(self) -> int:
-        # On a GPU the pass is queued on the consumer's stream as soon as DALI's work is: nothing is gained by waiting.
-        return 0 if self.device.type == "cuda" else 1
-
-    def _new_ring(self) -> HostRing | DeviceRing:
-        if self.device.type == "cpu":
-            return HostRing(self._finish, self._stable_addresses)
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self.device)
-        return DeviceRing(self._finish, self.device, self._stream, self._ahead, self._stable_addresses)
-
     def _new_graph(self) -> Graph:
         size = self.transform.crop.size
         largest = max(1, min(self.batch_size, len(self.source)))
@@ -212,7 +196,7 @@ class DataLoader:
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads and GPU memory, which no copy can share.
-        return {**self.__dict__, "_idle_graph": None, "_idle_ring": None, "_stream": None}
+        return {**self.__dict__, "_idle_graph": None}
 
     def _take_graph(self) -> Graph:
         graph, self._idle_graph = self._idle_graph, None

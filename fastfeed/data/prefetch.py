@@ -10,7 +10,7 @@ import torch
 from fastfeed.data.arguments import check_whole, choose_device
 from fastfeed.data.finish import Finish, SampleParameters, check_storage
 from fastfeed.data.mix import Mix, draw_mix, mix_target
-from fastfeed.data.ring import DeviceRing, Done, HostRing, Work, is_strided, overlapped
+from fastfeed.data.ring import Done, Rings, Work, is_strided
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fastfeed.data.tree import Path, leaves, path_name, replace_leaves
 
@@ -109,10 +109,8 @@ class Prefetcher:
         self._image = _as_path(image)
         self._target = _as_path(target)
         self._layout = layout
-        self._stable_addresses = stable_addresses
         self._finish = Finish(mean, std, dtype, memory_format, threads=num_threads, spare_outputs=depth + 2)
-        self._stream: torch.cuda.Stream | None = None
-        self._idle_ring: HostRing | DeviceRing | None = None
+        self._rings = Rings(self._finish, self.device, depth, stable_addresses)
         # Epoch, batches given, and the loader's state then; None between epochs.
         self._progress: tuple[int, int, Any] | None = None
         self._resume_at = 0  # batches given before the next `iter()`
@@ -127,9 +125,6 @@ class Prefetcher:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         value = getattr(self.loader, name)
         return {"state_dict": self._state_dict, "load_state_dict": self._load_state_dict}.get(name, value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None, "_idle_ring": None}  # of this process
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next `iter()` runs, here and in the loader or its sampler."""
@@ -150,13 +145,8 @@ class Prefetcher:
         return self._run(batches, epoch, first)
 
     def _run(self, batches: Iterator[Any], epoch: int, first: int) -> Iterator[Any]:
-        # An iterator owns a ring while it runs: two over one loader do not share buffers.
-        ring, self._idle_ring = self._idle_ring or self._new_ring(), None
-        try:
-            # `map`, which keeps no reference to what it gives: the batch is the consumer's.
-            yield from map(self._give, overlapped(self._work(batches, epoch, first), ring, self.depth))
-        finally:
-            self._idle_ring = ring
+        # `map`, which keeps no reference to what it gives: the batch is the consumer's.
+        yield from map(self._give, self._rings.run(self._work(batches, epoch, first)))
         self._progress = None
 
     def _work(self, batches: Iterator[Any], epoch: int, first: int) -> Iterator[Work]:
@@ -235,13 +225,6 @@ class Prefetcher:
                 f"{self._layout or 'NHWC or NCHW'} with {channels} channels"
             )
         return nhwc
-
-    def _new_ring(self) -> HostRing | DeviceRing:
-        if self.device.type == "cpu":
-            return HostRing(self._finish, self._stable_addresses)
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self.device)
-        return DeviceRing(self._finish, self.device, self._stream, self.depth, self._stable_addresses)
 
     def _state_of_loader(self) -> Any:
         # A copy, for the loader goes on, and what it gives may be its own.

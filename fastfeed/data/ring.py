@@ -245,6 +245,43 @@ class DeviceRing:
         copy.sent = True
 
 
+class Rings:
+    """The rings of one loader. An iterator owns one while it runs: two over one loader do not share buffers.
+
+    Args:
+        finish: the last pass.
+        device: the CPU, or a CUDA device with its index.
+        depth: how many batches are on their way while the consumer works on one.
+        stable_addresses: put every batch into the tensors of the first one.
+    """
+
+    def __init__(self, finish: Finish, device: torch.device, depth: int, stable_addresses: bool) -> None:
+        self._finish = finish
+        self._device = device
+        self._depth = depth
+        self._stable_addresses = stable_addresses
+        self._idle: HostRing | DeviceRing | None = None
+        self.stream: torch.cuda.Stream | None = None  # one for all rings and epochs: PyTorch has 32 of them
+
+    def run(self, source: Iterator[Work]) -> Iterator[Done]:
+        """Run an epoch's batches through a ring; see `overlapped`."""
+        ring, self._idle = self._idle or self._new_ring(), None
+        try:
+            yield from overlapped(source, ring, self._depth)
+        finally:
+            self._idle = ring
+
+    def _new_ring(self) -> HostRing | DeviceRing:
+        if self._device.type == "cpu":
+            return HostRing(self._finish, self._stable_addresses)
+        if self.stream is None:
+            self.stream = torch.cuda.Stream(self._device)
+        return DeviceRing(self._finish, self._device, self.stream, self._depth, self._stable_addresses)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_idle": None, "stream": None}  # of this process
+
+
 def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) -> Iterator[Done]:
     """Run batches through a ring; `depth` of them are on their way while the consumer works on one.
 

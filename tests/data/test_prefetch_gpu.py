@@ -109,7 +109,7 @@ def test_a_slow_copy(source):
     iterator = iter(data)
     got.append(next(iterator))
     for _ in range(7):
-        sleep(data._stream)
+        sleep(data._rings.stream)
         got.append(next(iterator))
     check(got, loader.batches)
 
@@ -150,7 +150,7 @@ def test_leaving_with_copies_under_way(source):
         iterator = iter(data)
         if taken:
             next(iterator)
-            sleep(data._stream)
+            sleep(data._rings.stream)
         for _ in range(1, taken):
             next(iterator)
         del iterator
@@ -181,7 +181,7 @@ from fastfeed import Prefetcher
 data = Prefetcher([torch.zeros(64, 128, 128, 3, dtype=torch.uint8)] * 20, device="cuda", depth=4)
 iterator = iter(data)
 print(len(next(iterator)))
-with torch.cuda.stream(data._stream):
+with torch.cuda.stream(data._rings.stream):
     torch.cuda._sleep(100_000_000)
 next(iterator)
 """
