@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from fastfeed import Mix, Prefetcher
-from fastfeed.data import collate_uint8, prefetch
+from fastfeed.data import collate_uint8, prefetch, ring
 from fastfeed.data.ring import HostRing
 from tests.data.test_prefetch import CPU, assert_same, pairs, random_images
 
@@ -213,7 +213,7 @@ def test_one_stream_for_all_epochs(monkeypatch):
         return HostRing(finish, stable_addresses)
 
     monkeypatch.setattr(prefetch, "choose_device", lambda device: torch.device("cuda", 0))
-    monkeypatch.setattr(prefetch, "DeviceRing", new_ring)
+    monkeypatch.setattr(ring, "DeviceRing", new_ring)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: streams.append(device) or object())
     data = Prefetcher(pairs(4))
     assert not streams  # a loader that is only made, or sent to another process, has none
