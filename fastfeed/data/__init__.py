@@ -1,6 +1,6 @@
-"""The input pipeline, one room per step: sources, order, transforms, plan, graph, finish, loader.
+"""The input pipeline, one room per step: sources, order, transforms, plan, mix, graph, finish, ring, loader.
 
-For loaders of PyTorch's own: `collate_uint8`.
+For loaders of PyTorch's own: prefetch, and `collate_uint8`.
 """
 
 import importlib
