@@ -129,7 +129,8 @@ class _Slot:
     pinned: torch.Tensor | None = None  # bytes
     device: torch.Tensor | None = None  # bytes
     source: torch.Tensor | None = None  # the loader's own pinned tensor, while it is copied from
-    copied: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+    # Blocking: the host that waits for it sleeps, and leaves the core to the loader's threads.
+    copied: torch.cuda.Event = field(default_factory=lambda: torch.cuda.Event(blocking=True))
     consumed: torch.cuda.Event = field(default_factory=torch.cuda.Event)
 
 
