@@ -2,6 +2,13 @@
 
 #include "finish_gpu.h"
 
+// The arguments stay in constant memory, where the architecture can promise that nobody writes to them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
+#define FASTFEED_GRID_CONSTANT
+#else
+#define FASTFEED_GRID_CONSTANT __grid_constant__
+#endif
+
 namespace fastfeed {
 namespace {
 
@@ -10,7 +17,7 @@ constexpr int THREADS = 128;
 // Tiles of one sample in a column of blocks, so that a sample's parameters are the same for a whole block. Four blocks
 // to a multiprocessor allow 128 registers: left alone, the compiler spills one or two of 80 to make room for a sixth.
 template <class T, int C, bool CHANNELS_LAST>
-__global__ __launch_bounds__(THREADS, 4) void tiles_kernel(const __grid_constant__ FinishArgs a) {
+__global__ __launch_bounds__(THREADS, 4) void tiles_kernel(const FASTFEED_GRID_CONSTANT FinishArgs a) {
     __shared__ WarpTile<T, C, CHANNELS_LAST> tiles[THREADS / WARP];
     WarpTile<T, C, CHANNELS_LAST>& tile = tiles[threadIdx.x / WARP];
     const int lane = threadIdx.x % WARP;
@@ -25,7 +32,7 @@ __global__ __launch_bounds__(THREADS, 4) void tiles_kernel(const __grid_constant
 }
 
 template <int C>
-__global__ __launch_bounds__(THREADS) void pixels_kernel(const __grid_constant__ FinishArgs a) {
+__global__ __launch_bounds__(THREADS) void pixels_kernel(const FASTFEED_GRID_CONSTANT FinishArgs a) {
     const int64_t pixels = a.n * a.h * a.w, step = static_cast<int64_t>(gridDim.x) * THREADS;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < pixels; i += step) {
         make_pixel<C>(a, i);

@@ -105,21 +105,21 @@ class SampleParameters:
             block["weight"] = weights
         if cut is not None:
             block["cut"] = integers("cut", cut, 4)
+        # Both of the same memory; what is changed in it afterwards would not be checked.
+        self._bytes = torch.from_numpy(block.view(np.uint8).reshape(batch_size, _PARAMETERS.itemsize))
         self._block = block
+        self._block.flags.writeable = False
 
     def on(self, device: torch.device) -> torch.Tensor:
         """Return the parameters as [N, 64] bytes on a device; to a GPU they go on the current stream."""
-        block = torch.from_numpy(self._block.view(np.uint8).reshape(self.batch_size, _PARAMETERS.itemsize))
         # Pinned memory is given back only when the copy from it is done.
-        return block if device.type == "cpu" else block.pin_memory().to(device, non_blocking=True)
+        return self._bytes if device.type == "cpu" else self._bytes.pin_memory().to(device, non_blocking=True)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Return a field, read-only: flip (1 left to right, 2 top to bottom), noise, noise_key, erase, cut, partner or
         weight.
         """
-        field = self._block[name]
-        field.flags.writeable = False  # what is changed afterwards would not be checked
-        return field
+        return self._block[name]
 
 
 def finish_reference(
@@ -207,7 +207,7 @@ class Finish:
                 f"memory_format is {memory_format!r}; expected torch.channels_last or torch.contiguous_format"
             )
         check_mean_std(mean, std)
-        fill = [fill] * len(mean) if isinstance(fill, int | float) else list(fill)
+        fill = [fill] * len(mean) if isinstance(fill, int | float | np.floating) else list(fill)
         if len(fill) != len(mean) or not all(abs(value) <= 1e38 for value in fill):
             raise ValueError(
                 f"fill is {fill}; expected one value, or one for each of {len(mean)} channels, finite in fp32"
@@ -312,7 +312,8 @@ class Finish:
         mean, std = values.to(images.device, non_blocking=True)
         normalized = images.float().sub(mean).div_(std)
         if out is None:
-            return normalized.to(self.dtype, memory_format=self.memory_format)
+            # `to` keeps strides where the dtype stays.
+            return normalized.to(self.dtype).contiguous(memory_format=self.memory_format)
         self._check_out(out, images.shape, images.device)
         return out.copy_(normalized)
 
@@ -374,6 +375,9 @@ class Finish:
 
 def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
     """Raise ValueError unless mean and std are fit for normalising 1, 3 or 4 channels."""
+    for name, values in (("mean", mean), ("std", std)):
+        if not hasattr(values, "__len__"):
+            raise TypeError(f"{name} is {values!r}; expected a sequence with one value per channel, as (0.5, 0.5, 0.5)")
     if len(mean) != len(std) or len(mean) not in (1, 3, 4):
         raise ValueError(f"mean and std have {len(mean)} and {len(std)} values; expected 1, 3 or 4 of each")
     if not _finite(mean):

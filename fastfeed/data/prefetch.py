@@ -279,7 +279,7 @@ def _find_image(batch: Any, channels: int) -> Path:
 
     found = [(path, leaf) for path, leaf in leaves(batch) if is_image(leaf)]
     of_bytes = [path for path, leaf in found if leaf.dtype in (torch.uint8, np.uint8)]
-    floating = [path for path, leaf in found if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    floating = [path for path, leaf in found if _is_floating(leaf)]
     candidates = of_bytes or floating
     if len(candidates) == 1:
         return candidates[0]
@@ -290,6 +290,10 @@ def _find_image(batch: Any, channels: int) -> Path:
         f"no image in the batch, which has {_describe(batch)}; expected one uint8 or floating point tensor "
         f"[N, H, W, {channels}] or [N, {channels}, H, W], as many channels as mean has values"
     )
+
+
+def _is_floating(leaf: torch.Tensor | np.ndarray[Any, Any]) -> bool:
+    return leaf.is_floating_point() if isinstance(leaf, torch.Tensor) else leaf.dtype.kind == "f"
 
 
 def _find_target(batch: Any, n: int, image_path: Path) -> Path:

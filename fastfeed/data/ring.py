@@ -47,12 +47,22 @@ class Done:
     tag: Any
 
 
-class _StableTensors:
+class StableTensors:
     """The tensors of the first batch, into which all later ones go."""
 
     def __init__(self) -> None:
         self.images: torch.Tensor | None = None
         self._rest: list[torch.Tensor] | None = None
+        self._consumer: torch.cuda.Stream | None = None
+
+    def wait_for_consumer(self, stream: torch.cuda.Stream) -> None:
+        """Order what follows on `stream` after all that the last batch's consumer has queued so far."""
+        if self._consumer is not None and self._consumer != stream:
+            stream.wait_stream(self._consumer)
+            for tensor in (self.images, *(self._rest or ())):
+                if tensor is not None and tensor.is_cuda:
+                    tensor.record_stream(stream)
+        self._consumer = stream
 
     def check(self, images: torch.Tensor, rest: list[torch.Tensor]) -> None:
         """Raise ValueError for images [N, C, H, W], or other tensors, that do not fit into the first batch's."""
@@ -94,13 +104,13 @@ class HostRing:
 
     Args:
         finish: the last pass.
-        stable_addresses: put every batch into the tensors of the first one. The consumer reads them while it works, so
-            the pass runs when a batch is taken, and not beside the training.
+        stable: the tensors to put every batch into. The consumer reads them while it works, so the pass runs when a
+            batch is taken, and not beside the training.
     """
 
-    def __init__(self, finish: Finish, stable_addresses: bool = False) -> None:
+    def __init__(self, finish: Finish, stable: StableTensors | None = None) -> None:
         self._finish = finish
-        self._stable = _StableTensors() if stable_addresses else None
+        self._stable = stable
 
     def start(self, work: Work) -> Any:
         """Begin work on a batch, which `take` gives back."""
@@ -155,7 +165,7 @@ class DeviceRing:
         device: with its index.
         stream: for the copies; one per loader, for all its rings.
         depth: how many batches are started before the one that is taken.
-        stable_addresses: put every batch into the tensors of the first one, for CUDA graphs.
+        stable: the tensors to put every batch into, for CUDA graphs.
     """
 
     def __init__(
@@ -164,7 +174,7 @@ class DeviceRing:
         device: torch.device,
         stream: torch.cuda.Stream,
         depth: int,
-        stable_addresses: bool = False,
+        stable: StableTensors | None = None,
     ) -> None:
         self._finish = finish
         self._device = device
@@ -172,7 +182,7 @@ class DeviceRing:
         with torch.cuda.device(device):
             self._slots = [_Slot() for _ in range(depth + 2)]
         self._started = 0
-        self._stable = _StableTensors() if stable_addresses else None
+        self._stable = stable
 
     def start(self, work: Work) -> _Copy:
         """Begin work on a batch, which `take` gives back."""
@@ -217,14 +227,17 @@ class DeviceRing:
         assert copy.images is not None
         consumer = torch.cuda.current_stream(self._device)
         consumer.wait_event(copy.slot.copied)
+        if self._stable is not None:
+            self._stable.wait_for_consumer(consumer)
         # Tensors of another stream: their memory may be used again only after what the consumer does with it.
         for tensor in (copy.images, *copy.rest):
             if tensor.is_cuda and is_strided(tensor):
                 tensor.record_stream(consumer)
         rest = [tensor.to(self._device, non_blocking=True) for tensor in copy.rest]
-        done = _finished(self._finish, copy.images, copy.work, rest, self._stable)
-        copy.slot.consumed.record(consumer)
-        return done
+        try:
+            return _finished(self._finish, copy.images, copy.work, rest, self._stable)
+        finally:
+            copy.slot.consumed.record(consumer)  # though an interrupt may have come between
 
     def _send(self, copy: _Copy) -> None:
         slot = copy.slot
@@ -260,7 +273,8 @@ class Rings:
         self._finish = finish
         self._device = device
         self._depth = depth
-        self._stable_addresses = stable_addresses
+        # Of the loader, not of a ring: a graph that was captured under one iterator reads what another brings.
+        self._stable = StableTensors() if stable_addresses else None
         self._idle: HostRing | DeviceRing | None = None
         self.stream: torch.cuda.Stream | None = None  # one for all rings and epochs: PyTorch has 32 of them
 
@@ -274,13 +288,14 @@ class Rings:
 
     def _new_ring(self) -> HostRing | DeviceRing:
         if self._device.type == "cpu":
-            return HostRing(self._finish, self._stable_addresses)
+            return HostRing(self._finish, self._stable)
         if self.stream is None:
             self.stream = torch.cuda.Stream(self._device)
-        return DeviceRing(self._finish, self._device, self.stream, self._depth, self._stable_addresses)
+        return DeviceRing(self._finish, self._device, self.stream, self._depth, self._stable)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_idle": None, "stream": None}  # of this process
+        stable = None if self._stable is None else StableTensors()
+        return {**self.__dict__, "_idle": None, "stream": None, "_stable": stable}  # of this process
 
 
 def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) -> Iterator[Done]:
@@ -292,6 +307,8 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
     error: Exception | None = None
     more = True
 
+    # Not in inference mode, if the consumer is in it: batches drawn ahead may be trained with.
+    @torch.inference_mode(False)
     def start_next() -> None:
         nonlocal error, more
         try:
@@ -307,6 +324,7 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
         while more and len(started) < length:
             start_next()
 
+    @torch.inference_mode(False)
     def take_next() -> Done:
         done = ring.take(started.popleft())
         fill(depth)
@@ -327,7 +345,7 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
 
 
 def _finished(
-    finish: Finish, images: torch.Tensor, work: Work, rest: list[torch.Tensor], stable: _StableTensors | None
+    finish: Finish, images: torch.Tensor, work: Work, rest: list[torch.Tensor], stable: StableTensors | None
 ) -> Done:
     """Run the last pass in the caller's thread and stream."""
     out = None if stable is None else stable.images
@@ -371,4 +389,5 @@ def is_strided(tensor: torch.Tensor) -> bool:
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.is_pinned() else tensor.pin_memory()
+    # Contiguous: an expanded tensor cannot be pinned, and of a slice all that it is taken from would be.
+    return tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()

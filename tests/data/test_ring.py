@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastfeed.data import ring
 from fastfeed.data.finish import Finish, SampleParameters, finish_reference
-from fastfeed.data.ring import DeviceRing, HostRing, Work, overlapped
+from fastfeed.data.ring import DeviceRing, HostRing, StableTensors, Work, overlapped
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 GPU = torch.device("cpu", 0)  # what PyTorch takes for the CPU, and the simulation for a GPU
@@ -150,6 +150,9 @@ class Stream:
     def wait_event(self, event):
         self.machine.learn(self.machine.queue(self), event.clock)
 
+    def wait_stream(self, stream):
+        self.machine.learn(self.machine.queue(self), dict(self.machine.clocks[self.machine.queue(stream)]))
+
 
 class Event:
     def __init__(self, machine):
@@ -239,7 +242,7 @@ def machine(monkeypatch):
 
 
 def new_ring(machine, depth, stable_addresses=False):
-    return DeviceRing(StreamFinish(machine), GPU, machine.side, depth, stable_addresses)
+    return DeviceRing(StreamFinish(machine), GPU, machine.side, depth, StableTensors() if stable_addresses else None)
 
 
 def batch(number, grow):
@@ -319,6 +322,8 @@ def test_stable_addresses_wait_too(machine, depth, source):
     places = run(machine, device_ring, depth, source, [machine.a], 3 * depth + 5, grow=False)
     places += run(machine, device_ring, depth, source, [machine.a], 3 * depth + 5, taken=2, grow=False)
     places += run(machine, device_ring, depth, source, [machine.a], 3 * depth + 5, grow=False)
+    # Warmed up on another stream, as before the capture of a graph.
+    places += run(machine, device_ring, depth, source, [machine.b, machine.b, machine.a], 9, grow=False)
     assert len(set(places)) == 1
     assert machine.races() == []
 
@@ -429,7 +434,7 @@ def test_stable_addresses_refuse_other_shapes(change, message):
         new_images, new_rest = change(images, rest)
         yield Work(new_images, None, new_rest)
 
-    iterator = overlapped(source(), HostRing(Finish(MEAN, STD), stable_addresses=True), 2)
+    iterator = overlapped(source(), HostRing(Finish(MEAN, STD), StableTensors()), 2)
     first = next(iterator)
     with pytest.raises(ValueError, match=message):
         next(iterator)
