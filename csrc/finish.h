@@ -217,32 +217,32 @@ FASTFEED_HD float logarithm(float value) {
 FASTFEED_HD float standard_normal(uint32_t word) {
     // Odd multiples of 2^-24: symmetric, exact, and never -1, 0 or 1.
     const float x = static_cast<float>(static_cast<int32_t>(2 * (word >> 8) + 1) - (1 << 24)) * 0x1p-24f;
-    float w = -logarithm((1.0f - x) * (1.0f + x));
-    float p;
-    if (w < 5.0f) {
-        w = w - 2.5f;
-        p = 2.81022636e-08f;
-        p = fmaf(p, w, 3.43273939e-07f);
-        p = fmaf(p, w, -3.5233877e-06f);
-        p = fmaf(p, w, -4.39150654e-06f);
-        p = fmaf(p, w, 0.00021858087f);
-        p = fmaf(p, w, -0.00125372503f);
-        p = fmaf(p, w, -0.00417768164f);
-        p = fmaf(p, w, 0.246640727f);
-        p = fmaf(p, w, 1.50140941f);
-    } else {
-        w = sqrtf(w) - 3.0f;
-        p = -0.000200214257f;
-        p = fmaf(p, w, 0.000100950558f);
-        p = fmaf(p, w, 0.00134934322f);
-        p = fmaf(p, w, -0.00367342844f);
-        p = fmaf(p, w, 0.00573950773f);
-        p = fmaf(p, w, -0.0076224613f);
-        p = fmaf(p, w, 0.00943887047f);
-        p = fmaf(p, w, 1.00167406f);
-        p = fmaf(p, w, 2.83297682f);
-    }
-    return 1.41421356f * (p * x);
+    const float w = -logarithm((1.0f - x) * (1.0f + x));
+    // Both polynomials for every word, and then the right one: a branch would keep compilers from making vectors.
+    const float near = w - 2.5f, far = sqrtf(w > 0.0f ? w : 0.0f) - 3.0f;
+    float p = 2.81022636e-08f;
+    p = fmaf(p, near, 3.43273939e-07f);
+    p = fmaf(p, near, -3.5233877e-06f);
+    p = fmaf(p, near, -4.39150654e-06f);
+    p = fmaf(p, near, 0.00021858087f);
+    p = fmaf(p, near, -0.00125372503f);
+    p = fmaf(p, near, -0.00417768164f);
+    p = fmaf(p, near, 0.246640727f);
+    p = fmaf(p, near, 1.50140941f);
+    float q = -0.000200214257f;
+    q = fmaf(q, far, 0.000100950558f);
+    q = fmaf(q, far, 0.00134934322f);
+    q = fmaf(q, far, -0.00367342844f);
+    q = fmaf(q, far, 0.00573950773f);
+    q = fmaf(q, far, -0.0076224613f);
+    q = fmaf(q, far, 0.00943887047f);
+    q = fmaf(q, far, 1.00167406f);
+    q = fmaf(q, far, 2.83297682f);
+    return 1.41421356f * ((w < 5.0f ? p : q) * x);
+}
+
+FASTFEED_HD Words noise_words(const SampleParameters& s, int64_t y, int64_t x) {
+    return philox(s.noise_key[0], s.noise_key[1], {{static_cast<uint32_t>(x), static_cast<uint32_t>(y), 0, 0}});
 }
 
 // What pixel (y, x) of an erased sample becomes: up to four channels from one call of the generator.
@@ -252,8 +252,7 @@ FASTFEED_HD void erased_pixel(const FinishArgs& a, const SampleParameters& s, in
         for (int c = 0; c < C; ++c) pixel[c] = a.fill[c];
         return;
     }
-    const Words words = philox(s.noise_key[0], s.noise_key[1],
-                               {{static_cast<uint32_t>(x), static_cast<uint32_t>(y), 0, 0}});
+    const Words words = noise_words(s, y, x);
     for (int c = 0; c < C; ++c) pixel[c] = standard_normal(words.word[c]);
 }
 

@@ -76,29 +76,48 @@ namespace baseline {
 }  // namespace baseline
 
 #if defined(__x86_64__)
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
+#endif
 #define FASTFEED_AVX2
 namespace avx2 {
 #include "finish_rows.h"
 }  // namespace avx2
 #undef FASTFEED_AVX2
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
+#else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
 #define FASTFEED_AVX512
 // GCC 12 takes the "undefined" vectors of its own intrinsics for variables that somebody forgot to set.
+#ifndef __clang__
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 namespace avx512 {
 #include "finish_rows.h"
 }  // namespace avx512
+#ifndef __clang__
 #pragma GCC diagnostic pop
+#endif
 #undef FASTFEED_AVX512
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 enum class Simd { baseline, avx2, avx512 };
 
 Simd simd() {
+    __builtin_cpu_init();
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&

@@ -193,17 +193,44 @@ struct Columns {
     bool empty() const { return begin == end; }
 };
 
+// The erased pixels of a sample in some columns of output row y.
+template <class T, int C>
+void erase_pixels(const FinishArgs& a, const SampleParameters& s, int64_t y, const Columns& columns,
+                  typename T::Bits* __restrict dst) {
+    const int64_t count = columns.end - columns.begin;
+    if (s.noise == 0) {
+        typename T::Bits fill[C];
+        for (int c = 0; c < C; ++c) fill[c] = T::round(a.fill[c]);
+        for (int64_t i = 0; i < count; ++i) {
+            for (int c = 0; c < C; ++c) dst[i * C + c] = fill[c];
+        }
+        return;
+    }
+    constexpr int LANES = 16;  // pixels side by side, in vectors
+    for (int64_t i = 0; i < count; i += LANES) {
+        alignas(64) uint32_t words[4][LANES];
+        alignas(64) float values[4][LANES];
+        for (int lane = 0; lane < LANES; ++lane) {
+            const Words pixel = noise_words(s, y, columns.begin + i + lane);
+            for (int c = 0; c < 4; ++c) words[c][lane] = pixel.word[c];
+        }
+        for (int c = 0; c < C; ++c) {
+            for (int lane = 0; lane < LANES; ++lane) values[c][lane] = standard_normal(words[c][lane]);
+        }
+        const int pixels = static_cast<int>(count - i < LANES ? count - i : LANES);
+        for (int lane = 0; lane < pixels; ++lane) {
+            for (int c = 0; c < C; ++c) dst[(i + lane) * C + c] = T::round(values[c][lane]);
+        }
+    }
+}
+
 // Sample n's own values for the pixels [begin, end) of output row y: flipped, normalised, erased.
 template <class T, int C, Form FORM>
 void write_sample(const FinishArgs& a, const SampleParameters& s, const Lanes& k, int64_t n, int64_t y,
                                   int64_t begin, int64_t end, uint8_t* scratch, typename T::Bits* dst) {
     normalize_pixels<T, FORM>(load_pixels<C>(a, s, n, y, begin, end, scratch), (end - begin) * C, k, dst);
     const Columns erased(s.erase, y, begin, end);
-    for (int64_t x = erased.begin; x < erased.end; ++x) {
-        float pixel[C];
-        erased_pixel<C>(a, s, y, x, pixel);
-        for (int c = 0; c < C; ++c) dst[(x - begin) * C + c] = T::round(pixel[c]);
-    }
+    if (!erased.empty()) erase_pixels<T, C>(a, s, y, erased, dst + (erased.begin - begin) * C);
 }
 
 // Asks for the pixels of a later output row, if they are read backwards: a processor sees no stream in rows that each
