@@ -96,9 +96,9 @@ def wall_timer(device: torch.device, clock: Callable[[], float] = time.perf_coun
         return Sample(seconds, processor_time() - processor)
 
     def sample(run: Run) -> Sample:
-        settling = 0.0
-        while (one := timed(run)).seconds < SHORT and settling < SETTLE:
-            settling += one.seconds
+        settled = time.perf_counter() + SETTLE
+        while (one := timed(run)).seconds < SHORT and time.perf_counter() < settled:
+            pass
         return one
 
     return sample
