@@ -40,7 +40,7 @@ class Options:
         A machine's speed drifts for seconds and minutes, with its neighbours and its temperature, and memory lies
         elsewhere each time: rounds that follow each other cannot tell how far the next run will be from this one.
         """
-        return 4 if self.quick else 5
+        return 3 if self.quick else 5
 
 
 class Case:
