@@ -227,7 +227,7 @@ void erase_pixels(const FinishArgs& a, const SampleParameters& s, int64_t y, con
 // Sample n's own values for the pixels [begin, end) of output row y: flipped, normalised, erased.
 template <class T, int C, Form FORM>
 void write_sample(const FinishArgs& a, const SampleParameters& s, const Lanes& k, int64_t n, int64_t y,
-                                  int64_t begin, int64_t end, uint8_t* scratch, typename T::Bits* dst) {
+                  int64_t begin, int64_t end, uint8_t* scratch, typename T::Bits* dst) {
     normalize_pixels<T, FORM>(load_pixels<C>(a, s, n, y, begin, end, scratch), (end - begin) * C, k, dst);
     const Columns erased(s.erase, y, begin, end);
     if (!erased.empty()) erase_pixels<T, C>(a, s, y, erased, dst + (erased.begin - begin) * C);
@@ -245,7 +245,7 @@ FASTFEED_INLINE void prefetch_mirrored(const FinishArgs& a, const SampleParamete
 // The values of output row y of sample n, pixel after pixel.
 template <class T, int C, Form FORM>
 void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratch& scratch,
-                               typename T::Bits* dst) {
+               typename T::Bits* dst) {
     const SampleParameters s = a.sample(n);
     prefetch_mirrored<C>(a, s, n, y + 4);
     if (s.weight != 1.0f) prefetch_mirrored<C>(a, a.sample(s.partner), s.partner, y + 4);
