@@ -17,7 +17,7 @@ Run = Callable[[], Any]  # does the work once and returns what it computed
 MIN_ROUNDS = 2  # in a pass, of which there are several
 MAX_ROUNDS = 200  # more tell nothing new about a run of some µs
 SHORT = 0.05  # seconds: runs below it are timed once they have gone on
-SETTLE = 0.01  # for so many seconds
+SETTLE = 0.025  # for so many seconds
 
 
 class Sample(NamedTuple):
@@ -79,7 +79,7 @@ def wall_timer(device: torch.device, clock: Callable[[], float] = time.perf_coun
     """Time on the host, until the work that a run has queued on `device` is done.
 
     A short run is timed when it has been done, untimed, for SETTLE seconds, as programs do it again and again: before,
-    the threads of whatever ran last still spin (OpenMP's do for milliseconds, on the cores that this run's threads
+    the threads of whatever ran last still spin (OpenMP's do for up to 15 ms, on the cores that this run's threads
     want), and the caches hold its data.
     """
 

@@ -10,10 +10,16 @@
 
 namespace fastfeed {
 
+// Levels of this many times the size: see widen_to_levels.
+static constexpr float WIDE = 0x1p24f;
+
 Normalizer make_normalizer(const float* mean, const float* std, int channels) {
     Normalizer normalizer{};
     normalizer.channels = channels;
-    normalizer.fused = normalizer.single[1] = normalizer.single[2] = true;
+    normalizer.fused = normalizer.single[1] = normalizer.single[2] = normalizer.normal = true;
+    const auto is_normal = [](float value) {
+        return value == 0 || (std::fabs(value) >= 0x1p-60f && std::fabs(value) <= 0x1p60f);
+    };
     for (int c = 0; c < channels; ++c) {
         const double exact = 1 / (256.0 * static_cast<double>(std[c]));
         const float inverse = static_cast<float>(exact), inverse_error = static_cast<float>(exact - inverse);
@@ -21,10 +27,14 @@ Normalizer make_normalizer(const float* mean, const float* std, int channels) {
         const float offset = static_cast<float>(-static_cast<double>(mean[c]) / static_cast<double>(std[c]));
         normalizer.channel[c] = {mean[c], std[c], 256 * mean[c], inverse, inverse_error, scale, offset};
         for (int byte = 0; byte < 256; ++byte) {
-            const float level = static_cast<float>(byte), value = normalize(level, mean[c], std[c]);
-            const float fused = normalize_fused(level, 256 * mean[c], inverse, inverse_error);
-            const float single = fmaf(level, scale, offset);
+            const float in = static_cast<float>(byte), value = normalize(in, mean[c], std[c]);
+            const float fused = normalize_fused(level(in), 256 * mean[c], inverse, inverse_error);
+            const float wide = normalize_fused(WIDE * level(in), WIDE * (256 * mean[c]),
+                                               inverse / WIDE, inverse_error / WIDE);
+            const float single = fmaf(in, scale, offset);
+            normalizer.normal &= is_normal(value) && is_normal(single);
             normalizer.fused &= float_to_bits(fused) == float_to_bits(value);
+            normalizer.fused &= float_to_bits(wide) == float_to_bits(value);
             normalizer.single[1] &= Float16::round(single) == Float16::round(value);
             normalizer.single[2] &= BFloat16::round(single) == BFloat16::round(value);
         }
@@ -35,26 +45,28 @@ Normalizer make_normalizer(const float* mean, const float* std, int channels) {
 namespace {
 
 // A row is worked on in blocks of 96 values: whole pixels for 1, 3 and 4 channels, and pairs of vectors of any width.
-constexpr int BLOCK = 96;
+// Half a block is whole pixels and vectors too, and has the same constants as the other half.
+constexpr int BLOCK = 96, PERIOD = 48;
 
-// The constants of a block's values, channel after channel.
+// The constants of the values, channel after channel.
 struct Lanes {
-    alignas(64) float mean[BLOCK];
-    alignas(64) float std[BLOCK];
-    alignas(64) float mean_256[BLOCK];
-    alignas(64) float inverse[BLOCK];
-    alignas(64) float inverse_error[BLOCK];
-    alignas(64) float scale[BLOCK];
-    alignas(64) float offset[BLOCK];
+    alignas(64) float mean[PERIOD];
+    alignas(64) float std[PERIOD];
+    alignas(64) float mean_256[PERIOD];
+    alignas(64) float inverse[PERIOD];
+    alignas(64) float inverse_error[PERIOD];
+    alignas(64) float scale[PERIOD];
+    alignas(64) float offset[PERIOD];
 
-    explicit Lanes(const Normalizer& normalizer) {
-        for (int i = 0; i < BLOCK; ++i) {
+    // For levels that are `wide` times as large.
+    Lanes(const Normalizer& normalizer, float wide) {
+        for (int i = 0; i < PERIOD; ++i) {
             const Channel& channel = normalizer.channel[i % normalizer.channels];
             mean[i] = channel.mean;
             std[i] = channel.std;
-            mean_256[i] = channel.mean_256;
-            inverse[i] = channel.inverse;
-            inverse_error[i] = channel.inverse_error;
+            mean_256[i] = channel.mean_256 * wide;
+            inverse[i] = channel.inverse / wide;
+            inverse_error[i] = channel.inverse_error / wide;
             scale[i] = channel.scale;
             offset[i] = channel.offset;
         }
@@ -104,6 +116,19 @@ namespace avx2 {
 namespace avx512 {
 #include "finish_rows.h"
 }  // namespace avx512
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(                                                                               \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512vbmi,avx512bf16")
+#endif
+#define FASTFEED_AVX512_BF16
+namespace avx512_bf16 {
+#include "finish_rows.h"
+}  // namespace avx512_bf16
+#undef FASTFEED_AVX512_BF16
 #ifndef __clang__
 #pragma GCC diagnostic pop
 #endif
@@ -114,7 +139,8 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
-enum class Simd { baseline, avx2, avx512 };
+// Each has all that those before it have; the last one VBMI too, which its processors have.
+enum class Simd { baseline, avx2, avx512, avx512_bf16 };
 
 Simd simd() {
     __builtin_cpu_init();
@@ -122,11 +148,26 @@ Simd simd() {
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq");
-    return avx512 ? Simd::avx512 : avx2 ? Simd::avx2 : Simd::baseline;
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
+    return bf16 ? Simd::avx512_bf16 : avx512 ? Simd::avx512 : avx2 ? Simd::avx2 : Simd::baseline;
 }
 #endif
 
-Rows choose_rows(const FinishArgs& a) {
+// AVX-512's conversion to bfloat16 takes subnormal numbers for zeros. No value is one if those to be mixed lie in
+// [2^-60, 2^60], and their weights above 2^-30: a product is at least 2^-90, a difference of two at least 2^-114.
+[[maybe_unused]] bool never_subnormal(const FinishArgs& a) {
+    if (!a.normalizer.normal) return false;
+    if (a.parameters == nullptr) return true;
+    return std::all_of(a.parameters, a.parameters + a.n,
+                       [](const SampleParameters& s) { return s.weight == 0 || s.weight >= 0x1p-30f; });
+}
+
+struct Choice {
+    Rows rows;
+    float wide;  // the levels that they work with
+};
+
+Choice choose_rows(const FinishArgs& a) {
     const int output = static_cast<int>(a.output);
     if (a.c != 1 && a.c != 3 && a.c != 4) throw std::invalid_argument("finish: not 1, 3 or 4 channels");
     if (output < 0 || output > 2) throw std::invalid_argument("finish: unknown output type");
@@ -135,26 +176,29 @@ Rows choose_rows(const FinishArgs& a) {
                                                     : Form::fused;
 #if defined(__x86_64__)
     switch (simd()) {
-        case Simd::avx512: return avx512::rows_for(a, form);
-        case Simd::avx2: return avx2::rows_for(a, form);
+        case Simd::avx512_bf16:
+            if (never_subnormal(a)) return {avx512_bf16::rows_for(a, form), WIDE};
+            [[fallthrough]];
+        case Simd::avx512: return {avx512::rows_for(a, form), WIDE};
+        case Simd::avx2: return {avx2::rows_for(a, form), 1};
         case Simd::baseline: break;
     }
 #endif
 #if defined(__FMA__) || defined(__aarch64__)
-    return baseline::rows_for(a, form);
+    return {baseline::rows_for(a, form), 1};
 #else
-    return baseline::rows_for(a, Form::divide);  // faster than calls of fmaf, where it is no instruction
+    return {baseline::rows_for(a, Form::divide), 1};  // faster than calls of fmaf, where it is no instruction
 #endif
 }
 
 }  // namespace
 
 FinishWork finish_work(const FinishArgs& args) {
-    const Rows rows = choose_rows(args);
+    const Choice choice = choose_rows(args);
     const int64_t total = args.w == 0 ? 0 : args.n * args.h;
     // About 40 KB of pixels a piece: long enough to hide the cost of taking it, short enough to share evenly.
     const int64_t grain = std::max<int64_t>(1, 40000 / std::max<int64_t>(1, args.w * args.c));
-    return {(total + grain - 1) / grain, [args, rows, total, grain, lanes = Lanes(args.normalizer)](int64_t i) {
+    return {(total + grain - 1) / grain, [args, rows = choice.rows, total, grain, lanes = Lanes(args.normalizer, choice.wide)](int64_t i) {
                 rows(args, lanes, i * grain, std::min(total, (i + 1) * grain));
             }};
 }
@@ -162,6 +206,7 @@ FinishWork finish_work(const FinishArgs& args) {
 const char* finish_simd() {
 #if defined(__x86_64__)
     switch (simd()) {
+        case Simd::avx512_bf16: return "AVX-512 with BF16";
         case Simd::avx512: return "AVX-512";
         case Simd::avx2: return "AVX2";
         case Simd::baseline: return "SSE2, the baseline of x86-64";

@@ -82,7 +82,7 @@ FASTFEED_HD void group_values(const FinishArgs& a, const SampleParameters& s, in
     FASTFEED_UNROLL
     for (int i = 0; i < GROUP * C; ++i) {
         const Channel& k = a.normalizer.channel[i % C];
-        values[i] = normalize_fused(pixels.value(i), k.mean_256, k.inverse, k.inverse_error);
+        values[i] = normalize_fused(level(pixels.value(i)), k.mean_256, k.inverse, k.inverse_error);
     }
 }
 

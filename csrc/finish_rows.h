@@ -1,19 +1,42 @@
 // The rows of the last pass. finish_cpu.cpp includes this once per instruction set, each time in another namespace and
 // with another target for the compiler, so it has no include guard and includes nothing.
 
+// Where rows lie between their steps: so many at a time that they stay in the first cache, and that the cost of
+// beginning a row, more than that of a block, is shared.
 struct Scratch {
-    explicit Scratch(int64_t values) : bytes{std::vector<uint8_t>(values + 16), std::vector<uint8_t>(values + 16)},
-                                       floats{std::vector<uint32_t>(values), std::vector<uint32_t>(values)},
-                                       row(values) {}
+    explicit Scratch(int64_t row_values)
+        : rows(std::clamp<int64_t>(8192 / std::max<int64_t>(row_values, 1), 1, 64)),
+          bytes{std::vector<uint8_t>(rows * row_values + 64), std::vector<uint8_t>(rows * row_values + 64)},
+          floats{std::vector<uint32_t>(row_values), std::vector<uint32_t>(row_values)},
+          values(rows * row_values) {}
+    int64_t rows;
     std::vector<uint8_t> bytes[2];    // pixels in the order of the output, of a sample and of its partner
-    std::vector<uint32_t> floats[2];  // their values
-    std::vector<uint32_t> row;        // the output row, where it must be taken apart into planes
+    std::vector<uint32_t> floats[2];  // their values, of one row
+    std::vector<uint32_t> values;     // the output, where it must be taken apart into planes
 };
 
 template <int C>
 void copy_reversed(const uint8_t* src, int64_t pixels, uint8_t* dst) {
     // src is the last pixel of those to copy from, in their order.
     int64_t i = 0;
+#if defined(FASTFEED_AVX512_BF16)
+    if constexpr (C != 1) {  // as many pixels as fit into 64 bytes, under a mask: nothing beside them is read
+        constexpr int PIXELS = 64 / C;
+        constexpr __mmask64 MASK = ~__mmask64{0} >> (64 - PIXELS * C);
+        alignas(64) static constexpr auto order = [] {
+            struct {
+                uint8_t byte[64];
+            } from{};
+            for (int j = 0; j < PIXELS * C; ++j) from.byte[j] = (PIXELS - 1 - j / C) * C + j % C;
+            return from;
+        }();
+        const __m512i reversed = _mm512_load_si512(order.byte);
+        for (; i + PIXELS <= pixels; i += PIXELS) {
+            const __m512i many = _mm512_maskz_loadu_epi8(MASK, src - (i + PIXELS - 1) * C);
+            _mm512_mask_storeu_epi8(dst + i * C, MASK, _mm512_permutexvar_epi8(reversed, many));
+        }
+    }
+#else
     if constexpr (C == 3) {
         // Five pixels at a time, with a sixteenth byte that the next five overwrite. It is read from the pixel after
         // them, so the first pixel, which may have none after it, goes alone.
@@ -33,6 +56,7 @@ void copy_reversed(const uint8_t* src, int64_t pixels, uint8_t* dst) {
             std::memcpy(dst + i * 3, &five, sizeof five);
         }
     }
+#endif
     for (; i < pixels; ++i) {
         for (int c = 0; c < C; ++c) dst[i * C + c] = src[-i * C + c];
     }
@@ -69,6 +93,32 @@ const uint8_t* load_pixels(const FinishArgs& a, const SampleParameters& s, int64
     return scratch;
 }
 
+// Asks for the pixels of a later output row, if they are read backwards: a processor sees no stream in rows that each
+// run down while their addresses go up, and waits for every one, a third of the whole time.
+template <int C>
+FASTFEED_INLINE void prefetch_mirrored(const FinishArgs& a, const SampleParameters& s, int64_t n, int64_t y) {
+    if (!(s.flip & 1) || y >= a.h || a.stride_w != C) return;
+    const uint8_t* row = a.src + n * a.stride_n + (s.flip & 2 ? a.h - 1 - y : y) * a.stride_h;
+    for (int64_t i = 0; i < a.w * C; i += 64) __builtin_prefetch(row + i);
+}
+
+// The pixels of output rows [y, y + rows), likewise.
+template <int C>
+const uint8_t* load_rows(const FinishArgs& a, const SampleParameters& s, int64_t n, int64_t y, int64_t rows,
+                         uint8_t* scratch) {
+    const int64_t size = a.w * C;
+    if (s.flip == 0 && a.stride_c == 1 && a.stride_w == C && a.stride_h == size) {
+        return load_pixels<C>(a, s, n, y, 0, a.w, scratch);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+        prefetch_mirrored<C>(a, s, n, y + i + 4);
+        uint8_t* row = scratch + i * size;
+        const uint8_t* pixels = load_pixels<C>(a, s, n, y + i, 0, a.w, row);
+        if (pixels != row) std::memcpy(row, pixels, size);
+    }
+    return scratch;
+}
+
 // The two ends of a block's way. What lies between is plain loops over 32-bit values, which compilers turn into vectors
 // of any width; they do worse where the width of the values changes.
 FASTFEED_INLINE void widen(const uint8_t* src, float* values) {
@@ -84,6 +134,26 @@ FASTFEED_INLINE void widen(const uint8_t* src, float* values) {
     }
 #else
     for (int i = 0; i < BLOCK; ++i) values[i] = src[i];
+#endif
+}
+
+// The levels of the bytes, as many times as large as those of `Lanes`. 2^32 / 255 of a byte is the byte written four
+// times, and a part of 1 that is lost; what a float then has no room for is always more than half of its last bit
+// (256 / 255 of half the byte, which begins with a 1), so rounding up is rounding to nearest.
+FASTFEED_INLINE void widen_to_levels(const uint8_t* src, float* levels) {
+#if defined(FASTFEED_AVX512)
+    const __m512i four_times = _mm512_setr_epi32(
+        0x00000000, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606, 0x07070707, 0x08080808,
+        0x09090909, 0x0a0a0a0a, 0x0b0b0b0b, 0x0c0c0c0c, 0x0d0d0d0d, 0x0e0e0e0e, 0x0f0f0f0f);
+    for (int i = 0; i < BLOCK; i += 16) {
+        const __m512i bytes =
+            _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i)));
+        _mm512_store_ps(levels + i, _mm512_cvt_roundepu32_ps(_mm512_shuffle_epi8(bytes, four_times),
+                                                              _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
+    }
+#else
+    widen(src, levels);
+    for (int j = 0; j < BLOCK; ++j) levels[j] = level(levels[j]);
 #endif
 }
 
@@ -114,9 +184,16 @@ FASTFEED_INLINE void round_block(const float* values, Float32, uint32_t* dst) {
 }
 
 FASTFEED_INLINE void round_block(const float* values, BFloat16, uint16_t* dst) {
+#if defined(FASTFEED_AVX512_BF16)
+    for (int i = 0; i < BLOCK; i += 32) {
+        const __m512bh rounded = _mm512_cvtne2ps_pbh(_mm512_load_ps(values + i + 16), _mm512_load_ps(values + i));
+        std::memcpy(dst + i, &rounded, sizeof rounded);
+    }
+#else
     alignas(64) uint32_t bits[BLOCK];
     for (int j = 0; j < BLOCK; ++j) bits[j] = BFloat16::rounded_above(values[j]);
     narrow(bits, dst);
+#endif
 }
 
 FASTFEED_INLINE void round_block(const float* values, Float16, uint16_t* dst) {
@@ -137,11 +214,13 @@ FASTFEED_INLINE void round_block(const float* values, Float16, uint16_t* dst) {
 
 template <Form FORM>
 FASTFEED_INLINE void normalize_block(const uint8_t* src, const Lanes& k, float* values) {
-    widen(src, values);
-    for (int j = 0; j < BLOCK; ++j) {
-        values[j] = FORM == Form::single  ? fmaf(values[j], k.scale[j], k.offset[j])
-                    : FORM == Form::fused ? normalize_fused(values[j], k.mean_256[j], k.inverse[j], k.inverse_error[j])
-                                          : normalize(values[j], k.mean[j], k.std[j]);
+    FORM == Form::fused ? widen_to_levels(src, values) : widen(src, values);
+    for (float* v = values; v < values + BLOCK; v += PERIOD) {
+        for (int j = 0; j < PERIOD; ++j) {
+            v[j] = FORM == Form::single  ? fmaf(v[j], k.scale[j], k.offset[j])
+                   : FORM == Form::fused ? normalize_fused(v[j], k.mean_256[j], k.inverse[j], k.inverse_error[j])
+                                         : normalize(v[j], k.mean[j], k.std[j]);
+        }
     }
 }
 
@@ -233,15 +312,6 @@ void write_sample(const FinishArgs& a, const SampleParameters& s, const Lanes& k
     if (!erased.empty()) erase_pixels<T, C>(a, s, y, erased, dst + (erased.begin - begin) * C);
 }
 
-// Asks for the pixels of a later output row, if they are read backwards: a processor sees no stream in rows that each
-// run down while their addresses go up, and waits for every one, a third of the whole time.
-template <int C>
-FASTFEED_INLINE void prefetch_mirrored(const FinishArgs& a, const SampleParameters& s, int64_t n, int64_t y) {
-    if (!(s.flip & 1) || y >= a.h || a.stride_w != C) return;
-    const uint8_t* row = a.src + n * a.stride_n + (s.flip & 2 ? a.h - 1 - y : y) * a.stride_h;
-    for (int64_t i = 0; i < a.w * C; i += 64) __builtin_prefetch(row + i);
-}
-
 // The values of output row y of sample n, pixel after pixel.
 template <class T, int C, Form FORM>
 void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratch& scratch,
@@ -286,21 +356,47 @@ void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratc
     }
 }
 
+inline bool touches(const Rectangle& r, int64_t y, int64_t rows) {
+    return r.top < y + rows && r.top + int64_t{r.height} > y && r.height > 0 && r.width > 0;
+}
+
+// The values of output rows [y, y + rows) of sample n, pixel after pixel: all at once if every pixel of them is made in
+// the same way.
+template <class T, int C, Form FORM>
+void write_some_rows(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, int64_t rows, Scratch& scratch,
+                     typename T::Bits* dst) {
+    const SampleParameters s = a.sample(n);
+    const bool mixed = s.weight != 1.0f;
+    const SampleParameters partner = mixed ? a.sample(s.partner) : s;
+    if (touches(s.cut, y, rows) || touches(s.erase, y, rows) || touches(partner.erase, y, rows)) {
+        for (int64_t i = 0; i < rows; ++i) write_row<T, C, FORM>(a, k, n, y + i, scratch, dst + i * a.w * C);
+        return;
+    }
+    const uint8_t* pixels = load_rows<C>(a, s, n, y, rows, scratch.bytes[0].data());
+    if (!mixed) {
+        normalize_pixels<T, FORM>(pixels, rows * a.w * C, k, dst);
+        return;
+    }
+    const uint8_t* partner_pixels = load_rows<C>(a, partner, s.partner, y, rows, scratch.bytes[1].data());
+    blend_pixels<T, before_mixing(FORM)>(pixels, partner_pixels, s.weight, rows * a.w * C, k, dst);
+}
+
 template <class T, int C, Form FORM>
 void write_rows(const FinishArgs& a, const Lanes& k, int64_t begin, int64_t end) {
     using Bits = typename T::Bits;
     Scratch scratch(a.w * C);
-    for (int64_t row = begin; row < end; ++row) {
+    for (int64_t row = begin, rows; row < end; row += rows) {
         const int64_t n = row / a.h, y = row % a.h;
+        rows = std::min({scratch.rows, end - row, a.h - y});
         if (a.channels_last) {
-            write_row<T, C, FORM>(a, k, n, y, scratch, static_cast<Bits*>(a.dst) + row * a.w * C);
+            write_some_rows<T, C, FORM>(a, k, n, y, rows, scratch, static_cast<Bits*>(a.dst) + row * a.w * C);
             continue;
         }
-        Bits* values = reinterpret_cast<Bits*>(scratch.row.data());
-        write_row<T, C, FORM>(a, k, n, y, scratch, values);
+        Bits* values = reinterpret_cast<Bits*>(scratch.values.data());
+        write_some_rows<T, C, FORM>(a, k, n, y, rows, scratch, values);
         for (int c = 0; c < C; ++c) {
             Bits* __restrict plane = static_cast<Bits*>(a.dst) + ((n * C + c) * a.h + y) * a.w;
-            for (int64_t x = 0; x < a.w; ++x) plane[x] = values[x * C + c];
+            for (int64_t x = 0; x < rows * a.w; ++x) plane[x] = values[x * C + c];
         }
     }
 }

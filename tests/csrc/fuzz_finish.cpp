@@ -1,6 +1,6 @@
 // Random batches through every way that the last pass is made: each instruction set of the processor, the pieces that
-// a pool is given, and the GPU's tiles and pixels as loops on the host. All must give the bits of a formula that is
-// written here once more, pixel by pixel. Sources, outputs, parameters and tiles are blocks of exactly their size, so
+// a pool is given, and the GPU's tiles and pixels as loops on the host. All must give the bits of the
+// formula in expected.h. Sources, outputs, parameters and tiles are blocks of exactly their size, so
 // that the address sanitizer sees whatever is read or written beside them.
 //
 // fuzz_finish SEED COUNT: batch number i is drawn from SEED + i, and a failure prints the seed that repeats it.
@@ -14,101 +14,14 @@
 #include <random>
 #include <string>
 
-#include "finish_cpu.cpp"
+#include "expected.h"
+#include "roundings.h"
 #ifndef PROCESSOR_ONLY  // a third of the time to compile
 #include "finish_gpu.h"
 #endif
 
 namespace fastfeed {
 namespace {
-
-// ------------------------------------------------------------------------------- the formula, once more
-
-// The nearest number with `digits` binary digits after the point, ties to even; `lowest` is the smallest exponent of
-// normal numbers. In doubles, which hold every step exactly.
-uint32_t nearest(float value, int digits, int lowest) {
-    const double magnitude = std::fabs(static_cast<double>(value));
-    const uint32_t sign = std::signbit(value) ? 0x8000 : 0;
-    const uint32_t infinity = static_cast<uint32_t>(2 - 2 * lowest + 1) << digits;
-    if (magnitude == 0) return sign;
-    if (std::isinf(value)) return sign | infinity;
-    const int exponent = std::max(std::ilogb(magnitude), lowest);
-    const double units = std::nearbyint(std::ldexp(magnitude, digits - exponent));
-    const double bits = std::ldexp(exponent - lowest, digits) + units;  // a carry goes into the exponent
-    return sign | static_cast<uint32_t>(std::min<double>(bits, infinity));
-}
-
-uint32_t rounded(float value, Output output) {
-    switch (output) {
-        case Output::float16: return nearest(value, 10, -14);
-        case Output::bfloat16: return nearest(value, 7, -126);
-        case Output::float32: break;
-    }
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-bool inside(const Rectangle& r, int64_t y, int64_t x) {
-    const int64_t row = y - r.top, column = x - r.left;
-    return row >= 0 && row < r.height && column >= 0 && column < r.width;
-}
-
-// One word of Philox-4x32-10, as the paper's figure has it. (What a word becomes is tested in Python.)
-uint32_t random_word(const uint32_t* key, uint32_t x, uint32_t y, int channel) {
-    uint32_t l[2] = {x, 0}, r[2] = {y, 0};
-    for (uint32_t round = 0; round < 10; ++round) {
-        const uint64_t m[2] = {uint64_t{0xD2511F53} * l[0], uint64_t{0xCD9E8D57} * l[1]};
-        l[0] = static_cast<uint32_t>(m[1] >> 32) ^ r[0] ^ (key[0] + round * 0x9E3779B9u);
-        l[1] = static_cast<uint32_t>(m[0] >> 32) ^ r[1] ^ (key[1] + round * 0xBB67AE85u);
-        r[0] = static_cast<uint32_t>(m[1]);
-        r[1] = static_cast<uint32_t>(m[0]);
-    }
-    const uint32_t words[4] = {l[0], r[0], l[1], r[1]};
-    return words[channel];
-}
-
-float sample_value(const FinishArgs& a, int64_t n, int64_t y, int64_t x, int c) {
-    const SampleParameters none{0, 0, {0, 0}, {}, {}, 0, 1, {}};
-    const SampleParameters& s = a.parameters == nullptr ? none : a.parameters[n];
-    if (inside(s.erase, y, x)) {
-        return s.noise == 0 ? a.fill[c]
-                            : standard_normal(random_word(s.noise_key, static_cast<uint32_t>(x),
-                                                          static_cast<uint32_t>(y), c));
-    }
-    const int64_t from_y = s.flip >= 2 ? a.h - 1 - y : y, from_x = s.flip % 2 == 1 ? a.w - 1 - x : x;
-    const uint8_t byte = a.src[n * a.stride_n + from_y * a.stride_h + from_x * a.stride_w + c * a.stride_c];
-    return (static_cast<float>(byte) / 255.0f - a.normalizer.channel[c].mean) / a.normalizer.channel[c].std;
-}
-
-float finished_value(const FinishArgs& a, int64_t n, int64_t y, int64_t x, int c) {
-    const float own = sample_value(a, n, y, x, c);
-    if (a.parameters == nullptr) return own;
-    const SampleParameters& s = a.parameters[n];
-    if (inside(s.cut, y, x)) return sample_value(a, s.partner, y, x, c);
-    if (s.weight == 1) return own;
-    return own * s.weight + sample_value(a, s.partner, y, x, c) * (1 - s.weight);
-}
-
-int64_t output_size(const FinishArgs& a) { return a.output == Output::float32 ? 4 : 2; }
-int64_t output_bytes(const FinishArgs& a) { return a.n * a.h * a.w * a.c * output_size(a); }
-
-std::vector<uint8_t> expected_bytes(const FinishArgs& a) {
-    std::vector<uint8_t> bytes(output_bytes(a));
-    for (int64_t n = 0; n < a.n; ++n) {
-        for (int64_t y = 0; y < a.h; ++y) {
-            for (int64_t x = 0; x < a.w; ++x) {
-                for (int c = 0; c < a.c; ++c) {
-                    const uint32_t bits = rounded(finished_value(a, n, y, x, c), a.output);
-                    const int64_t i = a.channels_last ? ((n * a.h + y) * a.w + x) * a.c + c
-                                                      : ((n * a.c + c) * a.h + y) * a.w + x;
-                    std::memcpy(&bytes[i * output_size(a)], &bits, output_size(a));  // little-endian
-                }
-            }
-        }
-    }
-    return bytes;
-}
 
 // ------------------------------------------------------------------------------------- random batches
 
@@ -194,7 +107,7 @@ SampleParameters draw_parameters(const FinishArgs& a, int64_t n, Random& random)
     if (random.one_in(4)) s.erase = draw_rectangle(a, random);
     if (random.one_in(2)) s.cut = draw_rectangle(a, random);
     s.partner = static_cast<int32_t>(random.one_in(4) ? n : random.from(0, a.n - 1));
-    s.weight = random.any<float>({1, 1, 0, 0.5f, 0x1p-24f, 0x1.fffffep-1f, 0x1p-149f, random.real(0, 1)});
+    s.weight = random.any<float>({1, 1, 0, 0.5f, 0x1p-24f, 0x1.fffffep-1f, 0x1p-149f, 0x1p-130f, random.real(0, 1)});
     return s;
 }
 
@@ -245,7 +158,10 @@ Batch draw_batch(Random& random) {
         extent = (a.n - 1) * a.stride_n + (a.h - 1) * a.stride_h + (a.w - 1) * a.stride_w + (a.c - 1) * a.stride_c + 1;
     }
     batch.source.reset(new uint8_t[offset + extent]);
-    for (int64_t i = 0; i < offset + extent; ++i) batch.source[i] = static_cast<uint8_t>(random.from(0, 255));
+    const int64_t step = random.one_in(4) ? 255 : 1;
+    for (int64_t i = 0; i < offset + extent; ++i) {
+        batch.source[i] = static_cast<uint8_t>(step * random.from(0, 255 / step));
+    }
     a.src = batch.source.get() + offset;
     if (!random.one_in(5)) {
         batch.parameters.reset(new SampleParameters[a.n]);
@@ -266,12 +182,13 @@ struct Way {
 
 // All rows of a batch, in pieces that end anywhere.
 template <class Choose>
-Make rows_way(Form form, Choose choose) {
+Make rows_way(Form form, Choose choose, float wide = 1, bool subnormal = true) {
     return [=](const FinishArgs& a, Random& random) {
         if (form != Form::divide && !a.normalizer.fused) return false;
         if (form == Form::single && !a.normalizer.single[static_cast<int>(a.output)]) return false;
+        if (!subnormal && !never_subnormal(a)) return false;
         const Rows rows = choose(a, form);
-        const Lanes lanes(a.normalizer);
+        const Lanes lanes(a.normalizer, wide);
         const int64_t total = a.w == 0 ? 0 : a.n * a.h;
         for (int64_t begin = 0, end; begin < total; begin = end) {
             end = random.from(begin + 1, total);
@@ -363,9 +280,15 @@ std::vector<Way> ways() {
         result.push_back({"AVX2, single", rows_way(Form::single, avx2_rows)});
     }
     if (simd() >= Simd::avx512) {
-        result.push_back({"AVX-512, dividing", rows_way(Form::divide, avx512_rows)});
-        result.push_back({"AVX-512", rows_way(Form::fused, avx512_rows)});
-        result.push_back({"AVX-512, single", rows_way(Form::single, avx512_rows)});
+        result.push_back({"AVX-512, dividing", rows_way(Form::divide, avx512_rows, WIDE)});
+        result.push_back({"AVX-512", rows_way(Form::fused, avx512_rows, WIDE)});
+        result.push_back({"AVX-512, single", rows_way(Form::single, avx512_rows, WIDE)});
+    }
+    const auto bf16_rows = [](const FinishArgs& a, Form form) { return avx512_bf16::rows_for(a, form); };
+    if (simd() >= Simd::avx512_bf16) {
+        result.push_back({"AVX-512 with BF16, dividing", rows_way(Form::divide, bf16_rows, WIDE, false)});
+        result.push_back({"AVX-512 with BF16", rows_way(Form::fused, bf16_rows, WIDE, false)});
+        result.push_back({"AVX-512 with BF16, single", rows_way(Form::single, bf16_rows, WIDE, false)});
     }
 #endif
     return result;
@@ -407,74 +330,6 @@ bool test_batch(uint64_t seed, std::vector<Way>& all) {
         return false;
     }
     return true;
-}
-
-// ---------------------------------------------------------------------------------------------- rounding
-
-#if defined(__x86_64__)
-template <class T>
-__attribute__((target("avx2,fma,f16c"))) void round_avx2(const float* values, uint16_t* bits) {
-    avx2::round_block(values, T(), bits);
-}
-template <class T>
-__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void round_avx512(
-    const float* values, uint16_t* bits) {
-    avx512::round_block(values, T(), bits);
-}
-#endif
-
-// Rounds a block in each instruction set and compares it with `nearest`.
-template <class T>
-bool test_rounding(const float* values, Output output) {
-    uint16_t got[4][BLOCK];
-    int sets = 0;
-    for (int i = 0; i < BLOCK; ++i) got[sets][i] = T::round(values[i]);
-    baseline::round_block(values, T(), got[++sets]);
-#if defined(__x86_64__)
-    if (simd() >= Simd::avx2) round_avx2<T>(values, got[++sets]);
-    if (simd() >= Simd::avx512) round_avx512<T>(values, got[++sets]);
-#endif
-    for (; sets >= 0; --sets) {
-        for (int i = 0; i < BLOCK; ++i) {
-            const uint32_t expected = rounded(values[i], output);
-            if (got[sets][i] == expected) continue;
-            std::printf("rounding %a, way %d: %#x instead of %#x\n", values[i], sets, got[sets][i], expected);
-            return false;
-        }
-    }
-    return true;
-}
-
-// Numbers around every number of the 16-bit types, and around the middle between any two; and a sample of all floats.
-bool test_roundings() {
-    alignas(64) float block[BLOCK];
-    int filled = 0;
-    bool right = true;
-    const auto test = [&](uint32_t bits) {
-        block[filled] = bits_to_float(bits);
-        if (std::isnan(block[filled])) return;
-        if (++filled < BLOCK) return;
-        filled = 0;
-        right = right && test_rounding<Float16>(block, Output::float16) &&
-                test_rounding<BFloat16>(block, Output::bfloat16);
-    };
-    for (uint32_t sign : {0u, 1u << 31}) {
-        for (uint32_t half = 0; half <= 0x7c00; ++half) {
-            // Twice the half, so that the middles have a place too.
-            for (uint32_t middle = 0; middle < 2; ++middle) {
-                const int exponent = std::max<int>(half >> 10, 1);
-                const double digits = 2 * (half >> 10 == 0 ? half : (half & 0x3ff) + 0x400) + middle;
-                const uint32_t bits = float_to_bits(static_cast<float>(std::ldexp(digits, exponent - 26)));
-                for (int step = -2; step <= 2; ++step) test(sign | ((bits + static_cast<uint32_t>(step)) & INT_MAX));
-            }
-        }
-    }
-    for (uint32_t high = 0; high < 0x10000; ++high) {
-        for (uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) test(high << 16 | low);
-    }
-    for (uint64_t bits = 0; bits >> 32 == 0; bits += 65521) test(static_cast<uint32_t>(bits));
-    for (int i = 0; i < BLOCK; ++i) test(0);  // the last block is full
-    return right;
 }
 
 }  // namespace
