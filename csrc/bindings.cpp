@@ -149,15 +149,15 @@ void bind_finish(py::module_& m) {
         "finish_cuda",
         [](uintptr_t src, const std::array<int64_t, 4>& shape, const std::array<int64_t, 4>& strides, uintptr_t dst,
            int output, bool channels_last, uintptr_t parameters, const Normalizer& normalizer,
-           const std::array<float, 4>& fill, int device, uintptr_t stream) {
+           const std::array<float, 4>& fill, uintptr_t stream) {
             const char* error = finish_cuda(
-                finish_args(src, shape, strides, dst, output, channels_last, parameters, normalizer, fill), device,
+                finish_args(src, shape, strides, dst, output, channels_last, parameters, normalizer, fill),
                 reinterpret_cast<void*>(stream));
             if (error != nullptr) throw std::runtime_error(std::string("finish: CUDA error: ") + error);
         },
         py::arg("src"), py::arg("shape"), py::arg("strides"), py::arg("dst"), py::arg("output"),
-        py::arg("channels_last"), py::arg("parameters"), py::arg("normalizer"), py::arg("fill"), py::arg("device"),
-        py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+        py::arg("channels_last"), py::arg("parameters"), py::arg("normalizer"), py::arg("fill"), py::arg("stream"),
+        py::call_guard<py::gil_scoped_release>());
 #endif
 }
 
@@ -216,7 +216,7 @@ py::dict build_info() {
 }  // namespace fastfeed
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "fastfeed's C++/CUDA extension: file reader and last pass.";
+    m.doc() = "fastfeed's C++/CUDA extension: file reader, thread pool, stacking of images, and last pass.";
     m.def("build_info", &fastfeed::build_info, "What the extension was built from and with.");
     m.def("simd", &fastfeed::finish_simd, "The instruction set that the CPU path of the last pass uses.");
     fastfeed::bind_pool(m);

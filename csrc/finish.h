@@ -260,8 +260,9 @@ FASTFEED_HD void erased_pixel(const FinishArgs& a, const SampleParameters& s, in
 }
 
 #ifdef FASTFEED_CUDA
-// `args.parameters` is on the device; `stream` is a cudaStream_t. Returns nullptr, or what CUDA says is wrong.
-const char* finish_cuda(const FinishArgs& args, int device, void* stream);
+// On the current device, where `args.parameters` is too; `stream` is a cudaStream_t. Returns nullptr, or what CUDA says
+// is wrong.
+const char* finish_cuda(const FinishArgs& args, void* stream);
 #endif
 
 }  // namespace fastfeed

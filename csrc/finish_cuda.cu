@@ -57,35 +57,10 @@ struct CudaLaunch {
     static int64_t blocks(int64_t threads) { return (threads + THREADS - 1) / THREADS; }
 };
 
-// Makes `device` current for one scope and puts the caller's device back.
-class DeviceGuard {
-  public:
-    explicit DeviceGuard(int device) {
-        error_ = cudaGetDevice(&previous_);
-        if (error_ == cudaSuccess && previous_ != device) {
-            error_ = cudaSetDevice(device);
-            changed_ = error_ == cudaSuccess;
-        }
-    }
-    ~DeviceGuard() {
-        if (changed_) cudaSetDevice(previous_);
-    }
-    DeviceGuard(const DeviceGuard&) = delete;
-    DeviceGuard& operator=(const DeviceGuard&) = delete;
-    cudaError_t error() const { return error_; }
-
-  private:
-    int previous_ = 0;
-    bool changed_ = false;
-    cudaError_t error_ = cudaSuccess;
-};
-
 }  // namespace
 
-const char* finish_cuda(const FinishArgs& args, int device, void* stream) {
+const char* finish_cuda(const FinishArgs& args, void* stream) {
     if (args.n * args.h * args.w == 0) return nullptr;
-    DeviceGuard guard(device);
-    if (guard.error() != cudaSuccess) return cudaGetErrorString(guard.error());
     if (!dispatch_finish(args, CudaLaunch{static_cast<cudaStream_t>(stream)})) {
         return "unsupported number of channels or output type";
     }

@@ -71,18 +71,6 @@ def indexed_finish(
     return x.to(dtype)
 
 
-class KeptParameters(SampleParameters):
-    """Parameters that stay on the device, as the tensors do that the others take: what is timed is the pass alone."""
-
-    _kept: torch.Tensor | None = None
-
-    def on(self, device: torch.device) -> torch.Tensor:
-        """Return the parameters, copied there by the first call. A CUDA graph could not hold that copy."""
-        if self._kept is None:
-            self._kept = super().on(device)
-        return self._kept
-
-
 class FinishCase(Case):
     """`Finish` against the same steps in PyTorch, eager and compiled; half of the images are flipped.
 
@@ -115,7 +103,9 @@ class FinishCase(Case):
         self.flip = torch.arange(batch) % 2 == 0
         plan = draw_mix(MIX, batch, height, width, seed=0, epoch=0, batch=0)
         self.mix = {"partner": plan.partner, "weight": plan.weight} if self.mixes else {}
-        self.sample_parameters = KeptParameters(batch, flip=self.flip, **self.mix)
+        self.sample_parameters = SampleParameters(batch, flip=self.flip, **self.mix)
+        # As the tensors are that the others take: what is timed is the pass alone.
+        self.sample_parameters.keep_on(self.images.device)
         values = self.images.numel()
         if self.mixes:
             # Reads a byte per value, its own and again as its partner's (both are in the batch, so whatever a cache

@@ -109,11 +109,35 @@ class SampleParameters:
         self._bytes = torch.from_numpy(block.view(np.uint8).reshape(batch_size, _PARAMETERS.itemsize))
         self._block = block
         self._block.flags.writeable = False
+        self._kept: torch.Tensor | None = None
+
+    def keep_on(self, device: torch.device) -> torch.Tensor:
+        """Return the parameters as [N, 64] bytes on a device, and keep them there for all later passes.
+
+        To a GPU they go once, on the current stream; passes on other streams must wait for it. A pass that is captured
+        in a CUDA graph needs them to be there before.
+        """
+        if self._kept is None or self._kept.device != device:
+            self._kept = self.on(device)
+        return self._kept
 
     def on(self, device: torch.device) -> torch.Tensor:
-        """Return the parameters as [N, 64] bytes on a device; to a GPU they go on the current stream."""
+        """Return the parameters as [N, 64] bytes on a device; to a GPU they go on the current stream.
+
+        Raises:
+            RuntimeError: while the stream is being captured in a CUDA graph, which could not repeat that copy.
+        """
+        if self._kept is not None and self._kept.device == device:
+            return self._kept
+        if device.type == "cpu":
+            return self._bytes
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "the parameters are not on the GPU, and a CUDA graph cannot hold their copy: call "
+                "parameters.keep_on(images.device) before the capture"
+            )
         # Pinned memory is given back only when the copy from it is done.
-        return self._bytes if device.type == "cpu" else self._bytes.pin_memory().to(device, non_blocking=True)
+        return self._bytes.pin_memory().to(device, non_blocking=True)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Return a field, read-only: flip (1 left to right, 2 top to bottom), noise, noise_key, erase, cut, partner or
@@ -223,12 +247,13 @@ class Finish:
 
     def _acquire(self) -> None:
         threads, spare_outputs = self._resources
+        self._on_gpu: dict[torch.device, tuple[torch.Tensor, torch.cuda.Event]] = {}  # mean and std
         self._normalizer = extension().Normalizer(self.mean, self.std)
         self.pool = extension().Pool(threads)
         self._recycler = extension().Recycler(spare_outputs)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_normalizer", "pool", "_recycler")  # threads and memory, which no copy can share
+        own = ("_normalizer", "pool", "_recycler", "_on_gpu")  # threads and memory, which no copy can share
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -263,7 +288,8 @@ class Finish:
         else:
             # `block` may be freed when this returns: the allocator reuses its memory in stream order only.
             stream = torch.cuda.current_stream(device).cuda_stream
-            extension().finish_cuda(*arguments, address, self._normalizer, self._fill(), device.index, stream)
+            with torch.cuda.device(device):
+                extension().finish_cuda(*arguments, address, self._normalizer, self._fill(), stream)
         return out
 
     def submit(self, images: torch.Tensor, parameters: SampleParameters | None = None) -> tuple[torch.Tensor, Any]:
@@ -306,16 +332,34 @@ class Finish:
             raise ValueError(
                 f"images are {images.dtype} {list(images.shape)}; expected a floating dtype and [N, {channels}, H, W]"
             )
-        # Pinned and made anew for each batch: a copy from other memory would hold up the host, and one kept from
-        # another batch may have been made on a stream that this one does not wait for.
-        values = self._mean_std.pin_memory() if images.is_cuda else self._mean_std
-        mean, std = values.to(images.device, non_blocking=True)
+        mean, std = self._mean_std_on(images.device)
         normalized = images.float().sub(mean).div_(std)
         if out is None:
             # `to` keeps strides where the dtype stays.
             return normalized.to(self.dtype).contiguous(memory_format=self.memory_format)
         self._check_out(out, images.shape, images.device)
         return out.copy_(normalized)
+
+    def _mean_std_on(self, device: torch.device) -> torch.Tensor:
+        if device.type != "cuda":
+            return self._mean_std.to(device)
+        stream = torch.cuda.current_stream(device)
+        if device not in self._on_gpu:
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "mean and std are not on the GPU, and a CUDA graph cannot hold their copy: normalize one batch "
+                    "before the capture"
+                )
+            # Once, for the copy would wait behind those of whole batches. From pinned memory: the host need not wait.
+            values = self._mean_std.pin_memory().to(device, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(stream)
+            self._on_gpu[device] = values, copied
+        values, copied = self._on_gpu[device]
+        if not torch.cuda.is_current_stream_capturing():  # which may not wait for what is outside of the graph
+            stream.wait_event(copied)
+            values.record_stream(stream)
+        return values
 
     def _fill(self) -> tuple[float, ...]:
         return self.fill + (0.0,) * (4 - len(self.fill))

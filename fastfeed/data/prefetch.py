@@ -12,7 +12,7 @@ from fastfeed.data.finish import Finish, SampleParameters, check_storage
 from fastfeed.data.mix import Mix, draw_mix, mix_target
 from fastfeed.data.ring import Done, Rings, Work, is_strided
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from fastfeed.data.tree import Path, leaves, path_name, replace_leaves
+from fastfeed.data.tree import Path, leaves, path_name, replace_leaves, resolved
 
 
 class Prefetcher:
@@ -35,8 +35,8 @@ class Prefetcher:
         memory_format: of the images: torch.channels_last or torch.contiguous_format.
         mix: mixup, cutmix or both; the target becomes a `fastfeed.MixedTarget`. Not for floating point images.
         depth: how many batches are on their way while you work on one, at least 1.
-        image: where the image is in a batch: an index or key, or a tuple of them; as 0, "pixel_values" or
-            ("inputs", 0). By default it is found: the only uint8 tensor or array of four dimensions with as many
+        image: where the image is in a batch: an index, key or field, or a tuple of them; as 0, "pixel_values" or
+            ("inputs", -1). By default it is found: the only uint8 tensor or array of four dimensions with as many
             channels as `mean`, or, if there is none, the only floating point one.
         target: likewise, the class indices, [N] int64, which only `mix` needs. By default the only such tensor.
         layout: "NHWC" or "NCHW", of the images as the loader gives them. By default it is seen from their shape.
@@ -52,8 +52,8 @@ class Prefetcher:
 
     Attributes:
         loader: the wrapped one. Its other attributes (dataset, sampler, batch_size, ...) are those of this object too.
-        epoch: the epoch that the next `iter()` runs; each `iter()` adds one. `set_epoch` sets it, and the loader's or
-            its sampler's.
+        epoch: the epoch that the next `iter()` runs; each `iter()` adds one. `set_epoch` sets it, and that of
+            the loader or its parts.
 
     If the loader has `state_dict`, this has it too: the state after the batch that was given last, not after those that
     are on their way. `load_state_dict` takes it back.
@@ -127,14 +127,18 @@ class Prefetcher:
         return {"state_dict": self._state_dict, "load_state_dict": self._load_state_dict}.get(name, value)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the next `iter()` runs, here and in the loader or its sampler."""
+        """Set the epoch that the next `iter()` runs: here, and in the loader or, if it has no `set_epoch`, in its
+        sampler, batch sampler and dataset.
+        """
         self.epoch = epoch
-        sampler = getattr(self.loader, "sampler", None)
-        batch_sampler = getattr(self.loader, "batch_sampler", None)
-        for owner in (self.loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)):
-            if owner is not None and hasattr(owner, "set_epoch"):
-                owner.set_epoch(epoch)
-                break
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(epoch)
+            return
+        parts = [getattr(self.loader, name, None) for name in ("sampler", "batch_sampler", "dataset")]
+        parts.append(getattr(parts[1], "sampler", None))
+        for part in {id(part): part for part in parts}.values():
+            if part is not None and hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.loader)
@@ -158,7 +162,7 @@ class Prefetcher:
         return _rebuild(batch, image_path, done)
 
     def _prepare(self, batch: Any, epoch: int, position: int) -> Work:
-        image_path = self._image if self._image is not None else _find_image(batch, len(self._finish.mean))
+        image_path = _find_image(batch, len(self._finish.mean)) if self._image is None else resolved(batch, self._image)
         images = _as_tensor(_at(batch, image_path))
         self._check_images(images, image_path)
         parameters = None
@@ -182,7 +186,7 @@ class Prefetcher:
         self, mix: Mix, batch: Any, images: torch.Tensor, image_path: Path, epoch: int, position: int
     ) -> tuple[Any, SampleParameters]:
         n, height, width, _ = images.shape
-        target_path = self._target if self._target is not None else _find_target(batch, n, image_path)
+        target_path = _find_target(batch, n, image_path) if self._target is None else resolved(batch, self._target)
         target = _at(batch, target_path)
         rank, world_size = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -154,6 +154,7 @@ class _Copy:
     ticket: Any = None  # of the copy into pinned memory
     sent: bool = False
     images: torch.Tensor | None = None
+    parameters: torch.Tensor | None = None
     rest: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -230,8 +231,8 @@ class DeviceRing:
         if self._stable is not None:
             self._stable.wait_for_consumer(consumer)
         # Tensors of another stream: their memory may be used again only after what the consumer does with it.
-        for tensor in (copy.images, *copy.rest):
-            if tensor.is_cuda and is_strided(tensor):
+        for tensor in (copy.images, copy.parameters, *copy.rest):
+            if tensor is not None and tensor.is_cuda and is_strided(tensor):
                 tensor.record_stream(consumer)
         rest = [tensor.to(self._device, non_blocking=True) for tensor in copy.rest]
         try:
@@ -247,6 +248,9 @@ class DeviceRing:
                 slot.device = _at_least(slot.device, copy.source.nbytes, device=self._device)
                 copy.images = _like(slot.device, copy.source)
                 copy.images.copy_(copy.source, non_blocking=True)
+            if copy.work.parameters is not None:
+                # Here and not on the consumer's stream: there they would wait behind the copies of later batches.
+                copy.parameters = copy.work.parameters.keep_on(self._device)
             # Sparse tensors, which have no record_stream, are copied when they are taken, on the consumer's stream.
             copy.rest = [
                 _pinned(tensor).to(self._device, non_blocking=True)

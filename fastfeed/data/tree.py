@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from torch.nn.utils.rnn import PackedSequence
+
 Path = tuple[Any, ...]  # of indices, keys and field names, from the root to a leaf
 
 
@@ -46,8 +48,28 @@ def replace_leaves(tree: Any, function: Callable[[Path, Any], Any], path: Path =
         return result
     values = list(new.values())
     if isinstance(tree, list):
-        return values
-    return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+        if type(tree) is list:
+            return values
+        changed = copy.copy(tree)
+        changed[:] = values
+        return changed
+    if hasattr(tree, "_fields"):
+        return type(tree)(*values)
+    return tuple(values) if type(tree) is tuple else type(tree)(values)
+
+
+def resolved(tree: Any, path: Path) -> Path:
+    """Return a path as `leaves` has it: negative indices counted from the end, fields of named tuples as indices."""
+    result = []
+    for step in path:
+        fields, key = getattr(tree, "_fields", ()), step
+        if isinstance(tree, tuple) and step in fields:
+            key = fields.index(step)
+        elif isinstance(tree, list | tuple) and isinstance(step, int) and -len(tree) <= step < 0:
+            key = step + len(tree)
+        result.append(key)
+        tree = dict(_children(tree) or ()).get(key)
+    return tuple(result)
 
 
 def path_name(path: Path, root: str = "batch") -> str:
@@ -56,6 +78,8 @@ def path_name(path: Path, root: str = "batch") -> str:
 
 
 def _children(tree: Any) -> list[tuple[Any, Any]] | None:
+    if isinstance(tree, PackedSequence):  # of its tensors one must stay on the CPU
+        return None
     if isinstance(tree, Mapping):
         return list(tree.items())
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):

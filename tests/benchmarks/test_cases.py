@@ -11,7 +11,7 @@ from benchmarks.case import Options, label
 from benchmarks.cases import adamw, all_cases
 from benchmarks.cases.adamw import AdamWCase
 from benchmarks.cases.cross_entropy import CrossEntropyCase, torch_cross_entropy
-from benchmarks.cases.finish import FinishCase, FinishMixupCase, KeptParameters
+from benchmarks.cases.finish import FinishCase, FinishMixupCase
 from benchmarks.gpu_timing import capture
 from benchmarks.peers import Absent
 from benchmarks.results import COMPILED
@@ -269,14 +269,6 @@ def test_everything_is_mixed():
     assert sorted(case.mix["partner"]) == list(range(64))
     assert (case.mix["partner"] != range(64)).all()
     assert ((case.mix["weight"] > 0) & (case.mix["weight"] < 1)).all()
-
-
-def test_kept_parameters_are_those_of_the_samples():
-    values = {"flip": [True, False], "partner": [1, 0], "weight": [0.25, 0.5]}
-    kept = KeptParameters(2, **values)
-    block = kept.on(CPU.device)
-    assert kept.on(CPU.device) is block
-    assert torch.equal(block, SampleParameters(2, **values).on(CPU.device))
 
 
 def test_finish_is_exact_where_it_says_so():

@@ -263,7 +263,7 @@ BAD_BATCHES = [
     (torch.zeros(2, 4, 4, 3, **U8), {"image": "x"}, KeyError, r"there is no batch\['x'\]; the batch has batch"),
     ([1, {"y": 2}], {"image": (1, "x")}, KeyError,
      r"there is no batch\[1\]\['x'\]; the batch has batch\[0\], batch\[1\]\['y'\]"),
-    ((torch.zeros(2, 4, 4, 3, **U8),), {"image": -1}, KeyError, r"there is no batch\[-1\]"),
+    ((torch.zeros(2, 4, 4, 3, **U8),), {"image": -2}, KeyError, r"there is no batch\[-2\]"),
     ({}, {"image": "x"}, KeyError, "the batch has nothing"),
     (torch.zeros(2, 4, 4, 3, **U8), MIX, ValueError, r"mix needs class indices, a tensor of int64 \[2\]"),
     ((torch.zeros(2, 4, 4, 3, **U8), torch.zeros(2)), MIX, ValueError,

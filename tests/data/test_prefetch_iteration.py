@@ -90,6 +90,10 @@ def test_set_epoch():
     plain = Prefetcher(pairs(1), **CPU)
     plain.set_epoch(3)
     assert plain.epoch == 3
+    dataset = Pictures()
+    dataset.set_epoch = lambda epoch: setattr(dataset, "epoch", epoch)
+    Prefetcher(DataLoader(dataset, sampler=sampler), **CPU).set_epoch(4)
+    assert (dataset.epoch, sampler.epoch) == (4, 4)
 
 
 @pytest.mark.parametrize("loader", [lambda: (x for x in pairs(3)), lambda: DataLoader(Stream(), 2)])

@@ -5,8 +5,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
-from fastfeed.data.tree import leaves, path_name, replace_leaves
+from fastfeed.data.tree import leaves, path_name, replace_leaves, resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,3 +123,42 @@ def test_a_mapping_whose_copies_share_its_items_is_left_alone():
 ])  # fmt: skip
 def test_names_of_paths(path, name):
     assert path_name(path) == name
+
+
+class Boxes(list):
+    def __init__(self, values, size):
+        super().__init__(values)
+        self.size = size
+
+
+class Pair(tuple):
+    __slots__ = ()
+
+
+def test_subclasses_of_lists_and_tuples_stay():
+    boxes = replace_leaves(Boxes([1, 2], size=5), lambda path, leaf: leaf * 10)
+    assert (type(boxes), boxes, boxes.size) == (Boxes, [10, 20], 5)
+    pair = replace_leaves(Pair((1, 2)), lambda path, leaf: leaf * 10)
+    assert (type(pair), pair) == (Pair, (10, 20))
+
+
+def test_packed_sequences_are_leaves():
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(2), torch.ones(1)])
+    assert [path for path, _ in leaves([packed])] == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ((-1, "image"), (1, 0)),
+        ((1, "label"), (1, 1)),
+        ((-3,), (-3,)),
+        (("image",), ("image",)),
+        ((0, "a", -1), (0, "a", 0)),
+        ((0, "b"), (0, "b")),
+        ((0, -1), (0, -1)),
+        ((True,), (True,)),
+    ],
+)
+def test_resolved_paths(path, expected):
+    assert resolved([{"a": [5]}, Named(1, 2)], path) == expected
