@@ -4,8 +4,10 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,23 @@ def test_every_package_is_listed():
     listed = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "fastfeed").rglob("__init__.py")}
     assert set(re.findall(r'"(.+?)"', listed)) == found | {"fastfeed.kernels"}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs git and a checkout")
+def test_a_source_distribution_has_every_file(tmp_path):
+    """One without a header cannot be built, or not be tested."""
+    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")
+    tracked = {name for name in listed if (ROOT / name).is_file()}  # not those that are being removed
+    # In a copy, for setuptools writes beside setup.py, and packs again what it lists in an egg-info of before.
+    for name in tracked:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    command = [sys.executable, "setup.py", "-q", "sdist", "--formats=gztar"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "FASTFEED_CUDA": "0"}, check=True, capture_output=True)
+    with tarfile.open(tmp_path / "dist" / f"fastfeed-{fastfeed.__version__}.tar.gz") as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert packed >= {"PKG-INFO", "csrc/finish_cuda.cu", "kernels/__init__.py", "fastfeed/py.typed"}
+    assert {name for name in tracked - packed if not name.startswith((".ci/", ".git"))} == set()
 
 
 def test_importing_fastfeed_imports_neither_torch_nor_dali():

@@ -117,8 +117,7 @@ class SampleParameters:
         To a GPU they go once, on the current stream; passes on other streams must wait for it. A pass that is captured
         in a CUDA graph needs them to be there before.
         """
-        if self._kept is None or self._kept.device != device:
-            self._kept = self.on(device)
+        self._kept = self.on(device)
         return self._kept
 
     def on(self, device: torch.device) -> torch.Tensor:

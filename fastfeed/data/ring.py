@@ -393,5 +393,16 @@ def is_strided(tensor: torch.Tensor) -> bool:
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    # Contiguous: an expanded tensor cannot be pinned, and of a slice all that it is taken from would be.
-    return tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()
+    # In one piece: an expanded tensor cannot be pinned, of a slice all that it is taken from would be, and of one with
+    # gaps PyTorch would make a copy that is not pinned, and hold up the host.
+    return tensor if tensor.is_pinned() and _is_dense(tensor) else tensor.contiguous().pin_memory()
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    sizes = sorted(zip(tensor.stride(), tensor.shape, strict=True))
+    expected = 1
+    for stride, size in sizes:
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True

@@ -258,6 +258,51 @@ bool test_groups() {
     a.h *= 2;
     return right && !in_groups(a);
 }
+
+// Shared memory has 32 banks of 4 bytes, 8 pieces in a row. Threads store 8 pieces at a time, one each, and those must
+// meet every bank once, or they are stored one after the other.
+struct CheckBanks {
+    int& right;  // kinds of output
+
+    template <class T, int C, bool CHANNELS_LAST>
+    void tiles(const FinishArgs& a) const {
+        using Tile = WarpTile<T, C, CHANNELS_LAST>;
+        const auto tile = std::make_unique<Tile>();
+        const int pieces = sizeof(tile->piece) / sizeof(tile->piece[0]);
+        uint32_t met[WARP / 8][Tile::PIECES]{};  // by each 8 threads' stores: a bit for every 4 banks
+        for (int lane = 0; lane < WARP; ++lane) {
+            std::memset(static_cast<void*>(tile.get()), 0xFF, sizeof(Tile));
+            tile->make(a, 0, 0, lane);
+            for (int i = 0, stored = 0; i < pieces; ++i) {
+                if (tile->piece[i].word[0] == 0) met[lane / 8][stored++] |= 1u << i % 8;
+            }
+        }
+        bool all = true;
+        for (const auto& stores : met) {
+            for (const uint32_t banks : stores) all = all && banks == 255;
+        }
+        right += all;
+    }
+
+    template <int C>
+    void pixels(const FinishArgs&) const {}
+};
+
+bool test_banks() {
+    const std::vector<uint8_t> black(4 * WARP * GROUP);
+    const float mean[4] = {}, std[4] = {1, 1, 1, 1};
+    int right = 0;
+    for (const int c : {1, 3, 4}) {
+        for (const Output output : {Output::float32, Output::float16, Output::bfloat16}) {
+            FinishArgs a{};
+            a.n = 1, a.h = 1, a.w = WARP * GROUP, a.c = c, a.output = output, a.channels_last = true;
+            a.stride_c = 1, a.stride_w = c, a.stride_h = a.stride_n = a.w * c;
+            a.src = black.data(), a.normalizer = make_normalizer(mean, std, c);
+            dispatch_finish(a, CheckBanks{right});
+        }
+    }
+    return right == 9;
+}
 #endif
 
 std::vector<Way> ways() {
@@ -344,6 +389,7 @@ int main(int argc, char** argv) {
     if (!test_roundings()) return 1;
 #ifndef PROCESSOR_ONLY
     if (!test_groups()) return std::printf("in_groups is wrong\n"), 1;
+    if (!test_banks()) return std::printf("threads' stores into a tile meet in one bank of shared memory\n"), 1;
 #endif
     for (uint64_t i = 0; i < count; ++i) {
         if (!test_batch(seed + i, all)) return 1;

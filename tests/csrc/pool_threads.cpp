@@ -1,5 +1,6 @@
 // The pool of threads, for the thread sanitizer: tasks from several threads, exceptions, its end with work under way,
-// and forks. pool_threads NAME runs one test; the names stand at the end.
+// threads that the system refuses, and forks. pool_threads NAME runs one test; the names stand at the end.
+#include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -8,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -175,6 +177,48 @@ bool parallel_ranges() {
     return true;
 }
 
+// Whether the system can start a thread.
+bool can_start_thread() {
+    try {
+        std::thread([] {}).join();
+        return true;
+    } catch (const std::system_error&) {
+        return false;
+    }
+}
+
+// The threads that there are, or who waits, do the work of those that the system refuses; later work starts them.
+bool refused_threads() {
+    pthread_attr_t usual, endless;
+    CHECK(pthread_getattr_default_np(&usual) == 0 && pthread_getattr_default_np(&endless) == 0);
+    CHECK(pthread_attr_setstacksize(&endless, size_t{1} << 60) == 0);  // larger than any address space
+    for (const int64_t before : {0, 1, 2}) {
+        Pool pool(4);
+        pool.wait(pool.submit(before, [](int64_t) {}));
+        CHECK(pthread_setattr_default_np(&endless) == 0 && !can_start_thread());
+        for (int i = 0; i < 3; ++i) {
+            const Counted run(10), submitted(10), alone(10);
+            pool.run(10, run.piece());
+            pool.wait(pool.submit(10, submitted.piece()));
+            CHECK(run.all_once() && submitted.all_once());
+            const Task task = pool.submit(10, alone.piece());
+            while (before > 0 && !task.done()) std::this_thread::yield();
+            pool.wait(task);
+            CHECK(alone.all_once());
+        }
+        CHECK(pthread_setattr_default_np(&usual) == 0 && can_start_thread());
+        const Counted counted(4);
+        std::atomic<int> begun{0};
+        const Task task = pool.submit(4, [&, piece = counted.piece()](int64_t i) {
+            for (++begun; begun < 4;) std::this_thread::yield();  // which takes four threads
+            piece(i);
+        });
+        while (!task.done()) std::this_thread::yield();
+        CHECK(counted.all_once());
+    }
+    return true;
+}
+
 // ------------------------------------------------------------------------------------------------ forks
 
 // Whether a child made by fork() ends well.
@@ -191,9 +235,10 @@ bool in_child(const Body& body) {
     return waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-// A child uses the pool that its parent keeps busy, refuses to wait for the parent's task, and makes children itself.
+// A child uses the pool that its parent keeps busy, refuses to wait for the parent's task, and makes children itself;
+// another ends it at once, whoever held its locks and waited for its work in the parent.
 bool fork_while_busy() {
-    const auto pool = std::make_unique<Pool>(2);
+    auto pool = std::make_unique<Pool>(2);
     std::atomic<bool> stop{false};
     std::thread submitter([&] {  // holds the pool's locks at any moment
         while (!stop) pool->run(4, [](int64_t) {});
@@ -225,6 +270,10 @@ bool fork_while_busy() {
             const Counted last(10);
             another.run(10, last.piece());
             return last.all_once();
+        });
+        right = right && in_child([&] {
+            pool.reset();
+            return true;
         });
         pool->wait(task);
         pool->wait(slow);
@@ -291,6 +340,7 @@ const struct {
     {"exceptions", exceptions},
     {"end_with_work_under_way", end_with_work_under_way},
     {"parallel_ranges", parallel_ranges},
+    {"refused_threads", refused_threads},
     {"fork_while_busy", fork_while_busy},
     {"fork_and_end", fork_and_end},
     {"fork_and_several_callers", fork_and_several_callers},

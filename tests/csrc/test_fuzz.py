@@ -27,7 +27,7 @@ PROGRAMS = {  # name: (sources, flags)
 
 POOL_TESTS = (
     *("every_piece_once", "done_without_wait", "many_small_tasks", "several_callers", "pieces_that_run_pieces"),
-    *("exceptions", "end_with_work_under_way", "parallel_ranges", "fork_and_several_callers"),
+    *("exceptions", "end_with_work_under_way", "parallel_ranges", "refused_threads", "fork_and_several_callers"),
 )
 # The thread sanitizer cannot follow children of a process that has threads.
 FORKS_OF_THREADS = ("fork_while_busy", "fork_and_end")

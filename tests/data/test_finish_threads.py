@@ -1,10 +1,11 @@
-"""The memory, threads and processes of the last pass."""
+"""The memory, threads and processes of the last pass, and what it keeps on a GPU."""
 
 import copy
 import gc
 import pickle
 import subprocess
 import sys
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -120,13 +121,97 @@ def test_many_threads_call_one_pass():
 def test_copies(memory_format, copied):
     images, parameters = random_images(3, 5, 6, 3), random_parameters("filled", 3, 5, 6)
     finish = Finish(IMAGENET_MEAN, IMAGENET_STD, torch.float16, memory_format, fill=2.0, threads=2, spare_outputs=0)
-    other = copied(finish)
     expected = finish(images, parameters)
+    finish._on_gpu[torch.device("cuda", 0)] = finish._mean_std, threading.Lock()  # for an event: neither can be copied
+    other = copied(finish)
     del finish
     got = other(images, copied(parameters))
     assert same_bits(got, expected)
     assert got.is_contiguous(memory_format=memory_format)
     assert other.pool.threads == 2
+    assert other._on_gpu == {}
+
+
+# ---- what is kept on a GPU
+
+CPU, FIRST, SECOND = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
+
+
+class OnDevice:
+    """A tensor, a stream or an event, as far as the pass uses them, where there is no GPU."""
+
+    def __init__(self, device=CPU):
+        self.device, self.told = device, []
+
+    def pin_memory(self):
+        return self
+
+    def to(self, device, non_blocking):
+        assert non_blocking
+        return OnDevice(device)
+
+    def record_stream(self, stream):
+        self.told.append(stream)
+
+    record = wait_event = record_stream
+
+
+def capture(monkeypatch, capturing):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+
+
+def test_parameters_are_kept_on_a_gpu(monkeypatch):
+    parameters = SampleParameters(2, flip=[True, False])
+    on_cpu = parameters.on(CPU)
+    assert list(on_cpu.shape) == [2, 64]
+    assert parameters.on(CPU) is parameters.keep_on(CPU) is on_cpu
+    monkeypatch.setattr(parameters, "_bytes", OnDevice())
+    capture(monkeypatch, True)
+    for call in (parameters.on, parameters.keep_on):
+        with pytest.raises(RuntimeError, match=r"call parameters.keep_on\(images.device\) before the capture"):
+            call(FIRST)
+    capture(monkeypatch, False)
+    assert parameters.on(FIRST) is not parameters.on(FIRST)  # only on request
+    kept = parameters.keep_on(FIRST)
+    assert kept.device == FIRST
+    capture(monkeypatch, True)
+    assert parameters.on(FIRST) is parameters.keep_on(FIRST) is kept
+    with pytest.raises(RuntimeError, match="before the capture"):
+        parameters.on(SECOND)
+    capture(monkeypatch, False)
+    assert parameters.on(SECOND).device == parameters.keep_on(SECOND).device == SECOND
+    assert parameters.on(CPU).device == CPU
+
+
+def test_mean_and_std_are_kept_on_a_gpu(monkeypatch):
+    finish = Finish(IMAGENET_MEAN, IMAGENET_STD)
+    on_cpu = finish._mean_std_on(CPU)
+    assert torch.equal(on_cpu, torch.tensor([IMAGENET_MEAN, IMAGENET_STD])[..., None, None])
+    assert finish._mean_std_on(CPU) is on_cpu
+    streams = {FIRST: OnDevice(), SECOND: OnDevice()}
+    monkeypatch.setattr(torch.cuda, "current_stream", streams.get)
+    monkeypatch.setattr(torch.cuda, "Event", OnDevice)
+    monkeypatch.setattr(finish, "_mean_std", OnDevice())
+    capture(monkeypatch, False)
+    kept = finish._mean_std_on(FIRST)
+    assert kept.device == FIRST
+    copier, streams[FIRST] = streams[FIRST], OnDevice()
+    assert finish._mean_std_on(FIRST) is kept
+    (event,) = streams[FIRST].told
+    assert event.told == [copier]
+    assert kept.told[-1] is streams[FIRST]
+    assert finish._mean_std_on(SECOND).device == SECOND
+    # A graph may wait for nothing outside of it, and could not repeat the copy.
+    capture(monkeypatch, True)
+    assert finish._mean_std_on(FIRST) is kept
+    assert streams[FIRST].told == [event]
+    finish._on_gpu.clear()
+    with pytest.raises(RuntimeError, match="cannot hold their copy: normalize one batch before the capture"):
+        finish._mean_std_on(FIRST)
+    assert finish._on_gpu == {}
+
+
+# ---- processes
 
 
 def run_script(script):

@@ -270,6 +270,22 @@ def test_memory_does_not_grow():
     assert resident[-1] - resident[20] < 30
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_memory_of_dropped_batches_is_used_again(depth):
+    data = Prefetcher([random_images(8, 96, 96, 3)] * 20, depth=depth, **CPU)
+    addresses, others = set(), []
+    for _ in range(3):
+        for number, images in enumerate(data):  # which holds the last batch while the next one is drawn
+            addresses.add(images.data_ptr())
+            # What the system is given back it gives to these, and not to a later batch.
+            others.append(torch.empty_like(images))
+            if number == 9:
+                break
+        del images
+        others += [torch.empty_like(others[0]) for _ in range(depth + 2)]
+    assert len(addresses) == depth + 2
+
+
 def test_no_threads_are_left():
     before = threads()
     data = Prefetcher([random_images(8, 64, 64, 3) for _ in range(6)], num_threads=3, **CPU)

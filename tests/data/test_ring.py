@@ -20,7 +20,7 @@ from fastfeed.data.finish import Finish, SampleParameters, finish_reference
 from fastfeed.data.ring import DeviceRing, HostRing, StableTensors, Work, overlapped
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-GPU = torch.device("cpu", 0)  # what PyTorch takes for the CPU, and the simulation for a GPU
+GPU = torch.device("cuda", 0)  # the one that the machine plays
 
 
 def random_images(seed, *shape):
@@ -88,11 +88,13 @@ class Machine(TorchFunctionMode):
             return func(*args, **kwargs)
         if func == torch.Tensor.is_cuda.__get__:
             return self.is_at(args[0], "device")
+        if func == torch.Tensor.device.__get__:
+            return GPU if self.is_at(args[0], "device") else torch.device("cpu")
         handler = getattr(self, f"_{getattr(func, '__name__', '')}", None)
         return func(*args, **kwargs) if handler is None else handler(*args, **kwargs)
 
     def _empty(self, *args, pin_memory=False, device=None, **kwargs):
-        tensor = torch.empty(*args, device=device, **kwargs)
+        tensor = torch.empty(*args, **kwargs)
         if pin_memory:
             self.storages.append(tensor.untyped_storage())
             self.place[address(tensor)] = "pinned"
@@ -102,6 +104,8 @@ class Machine(TorchFunctionMode):
         return self.is_at(tensor, "pinned")
 
     def _pin_memory(self, tensor):
+        if self.is_at(tensor, "pinned"):
+            return tensor
         pinned = torch.empty_like(tensor).copy_(tensor)
         self.place[address(pinned)] = "pinned"
         self.use("host", pinned, "pin_memory", write=True)
@@ -200,20 +204,20 @@ class StreamFinish:
     def __init__(self, machine):
         self.machine, self.pool, self.finish = machine, None, Finish(MEAN, STD, threads=1)
 
-    def _run(self, function, images, *arguments, out):
+    def _run(self, function, images, *arguments, out, constants):
         self.machine.enabled = False
         new = function(images, *arguments, out=out)
         self.machine.enabled = True
         if out is None:
             self.machine.allocate(new)
-        self.machine.on_stream("pass", reads=[images], writes=[new])
+        self.machine.on_stream("pass", reads=[images, constants], writes=[new])
         return new
 
     def __call__(self, images, parameters, *, out=None):
-        return self._run(self.finish, images, parameters, out=out)
+        return self._run(self.finish, images, parameters, out=out, constants=parameters.on(GPU))
 
     def normalize(self, images, *, out=None):
-        return self._run(self.finish.normalize, images, out=out)
+        return self._run(self.finish.normalize, images, out=out, constants=self.finish._mean_std_on(GPU))
 
 
 @pytest.fixture
@@ -238,6 +242,8 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: machine.current)
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Event(machine))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return machine
 
 
@@ -302,15 +308,19 @@ SOURCES = ("pageable", "pinned", "device", "floating", "target on the device")
 def test_every_use_of_a_buffer_waits_for_the_one_before_it(machine, depth, source):
     a, b = machine.a, machine.b
     device_ring = new_ring(machine, depth)
-    run(machine, device_ring, depth, source, [a], 3 * depth + 5)
     run(machine, device_ring, depth, source, [a, b, b], 3 * depth + 5)  # a consumer that switches its stream
+    run(machine, device_ring, depth, source, [a], 3 * depth + 5)
     for taken in (0, 1, depth, depth + 2):  # and one that leaves
         run(machine, device_ring, depth, source, [b, a], 3 * depth + 5, taken)
     run(machine, device_ring, depth, source, [b], 2 * depth + 3)
     assert machine.races() == []
     assert all(machine.place[where] == "device" for where in machine.owner)
-    streams = {use[0] for uses in machine.uses.values() for use in uses}
+    uses = [use for uses in machine.uses.values() for use in uses]
+    streams = {use[0] for use in uses}
     assert {"a", "b"} <= streams
+    # A copy on the consumer's stream would wait behind those of later batches. These loaders make none of their own.
+    if source in ("pageable", "pinned"):
+        assert {use[0] for use in uses if use[4] in ("copy", "to")} == {"side"}
     assert source == "device" or "side" in streams
     assert (source in ("pageable", "floating", "target on the device")) == ("fill 0" in streams)
 
@@ -383,6 +393,43 @@ def test_a_missing_wait_is_seen(machine, monkeypatch, depth, what, source):
     with contextlib.suppress(AssertionError):  # of the values, which may be wrong then
         run(machine, new_ring(machine, depth), depth, source, [machine.a, machine.b, machine.b], 3 * depth + 8)
     assert any(expected[source] in race for race in machine.races()), set(machine.races())
+
+
+def copies(machine):
+    """Return when the images of each batch were copied, by the copying stream's clock."""
+    return sorted(use[1] for uses in machine.uses.values() for use in uses if use[3:] == (True, "copy"))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 5])
+def test_the_host_waits_for_the_copy_of_two_batches_ago(machine, depth):
+    machine.random.random = lambda: 0.0  # all fills are done at once, so that copies are in the batches' order
+    with machine:
+        iterator = overlapped(loader(machine, "pageable", 12, False), new_ring(machine, depth), depth)
+        for number in range(12 - depth):
+            next(iterator)
+            known = machine.clocks["host"].get("side", 0)
+            # With a later one it would wait for a copy that goes on beside the last pass; with an earlier one pin more.
+            assert sum(time <= known for time in copies(machine)) == max(number - 1, 0)
+
+
+def test_a_pinned_buffer_is_copied_once_it_is_filled_though_other_batches_come_first(machine):
+    machine.random.random = lambda: 1.0  # no fill is done before it is waited for
+    with machine:
+        iterator = overlapped(loader(machine, "pageable", 9, False), new_ring(machine, 4), 4)
+        next(iterator)
+        assert len(copies(machine)) == 1
+        machine.random.random = lambda: 0.0  # all are done
+        next(iterator)
+    assert len(copies(machine)) == 6
+
+
+def test_what_is_pinned_is_copied_from_where_it_is(machine):
+    with machine:
+        target = torch.arange(6).view(2, 3).pin_memory().t()  # in another order than its memory's
+        device_ring = new_ring(machine, 1)
+        done = device_ring.take(device_ring.start(Work(random_images(0, 3, 4, 5, 3), SampleParameters(3), [target])))
+    assert [use[::4] for use in machine.uses[address(target)]] == [("host", "pin_memory"), ("side", "to")]
+    assert torch.equal(done.rest[0], target)
 
 
 @pytest.mark.parametrize("depth", [1, 3])
