@@ -18,6 +18,7 @@ namespace py = pybind11;
 
 namespace fastfeed {
 
+void bind_order(py::module_& m);  // bind_order.cpp
 void bind_stack(py::module_& m);  // bind_stack.cpp
 
 namespace {
@@ -223,5 +224,6 @@ PYBIND11_MODULE(_C, m) {
     fastfeed::bind_recycler(m);
     fastfeed::bind_finish(m);
     fastfeed::bind_reader(m);
+    fastfeed::bind_order(m);
     fastfeed::bind_stack(m);
 }

@@ -9,12 +9,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "philox.h"
+
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#define FASTFEED_HD __host__ __device__ __forceinline__
-#else
-#define FASTFEED_HD inline __attribute__((always_inline))
 #endif
 
 namespace fastfeed {
@@ -177,23 +176,6 @@ struct Float16 {
 };
 
 // ------------------------------------------------------------------------------------------------ noise
-
-struct Words {
-    uint32_t word[4];
-};
-
-// Philox-4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The same as
-// fastfeed/data/philox.py.
-FASTFEED_HD Words philox(uint32_t key0, uint32_t key1, Words counter) {
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t p0 = uint64_t{0xD2511F53} * counter.word[0], p1 = uint64_t{0xCD9E8D57} * counter.word[2];
-        counter = {{static_cast<uint32_t>(p1 >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(p1),
-                    static_cast<uint32_t>(p0 >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(p0)}};
-        key0 += 0x9E3779B9;
-        key1 += 0xBB67AE85;
-    }
-    return counter;
-}
 
 // The natural logarithm of a positive normal number: the argument is split into 2^e * m with m around 1, and the
 // series around 1 is Cephes' (S. Moshier). Within 1e-7, relative to the result or to 1.
