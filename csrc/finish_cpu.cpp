@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "simd.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -138,19 +140,6 @@ namespace avx512_bf16 {
 #else
 #pragma GCC pop_options
 #endif
-
-// Each has all that those before it have; the last one VBMI too, which its processors have.
-enum class Simd { baseline, avx2, avx512, avx512_bf16 };
-
-Simd simd() {
-    __builtin_cpu_init();
-    const bool avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512dq");
-    const bool bf16 = avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
-    return bf16 ? Simd::avx512_bf16 : avx512 ? Simd::avx512 : avx2 ? Simd::avx2 : Simd::baseline;
-}
 #endif
 
 // AVX-512's conversion to bfloat16 takes subnormal numbers for zeros. No value is one if those to be mixed lie in
@@ -179,6 +168,7 @@ Choice choose_rows(const FinishArgs& a) {
         case Simd::avx512_bf16:
             if (never_subnormal(a)) return {avx512_bf16::rows_for(a, form), WIDE};
             [[fallthrough]];
+        case Simd::avx512_vnni:
         case Simd::avx512: return {avx512::rows_for(a, form), WIDE};
         case Simd::avx2: return {avx2::rows_for(a, form), 1};
         case Simd::baseline: break;
@@ -207,6 +197,7 @@ const char* finish_simd() {
 #if defined(__x86_64__)
     switch (simd()) {
         case Simd::avx512_bf16: return "AVX-512 with BF16";
+        case Simd::avx512_vnni:
         case Simd::avx512: return "AVX-512";
         case Simd::avx2: return "AVX2";
         case Simd::baseline: return "SSE2, the baseline of x86-64";

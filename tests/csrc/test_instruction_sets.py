@@ -11,7 +11,7 @@ import pytest
 # AVX's mnemonics begin with v; 32-byte, 64-byte and mask registers are its own.
 AVX = re.compile(r"\s+[0-9a-f]+:\t(?:v(?!er[rw]\b)\w+|.*%[yz]mm\d|.*%k[0-7]\b)")
 
-CHOSEN = re.compile(r"\b(?:avx2|avx512|avx512_bf16)::")
+CHOSEN = re.compile(r"\b(?:avx2|avx512|avx512_vnni|avx512_bf16)::")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one instruction set here")
@@ -30,4 +30,5 @@ def test_no_avx_but_where_it_was_asked_for():
     assert {user for user in users if not CHOSEN.search(user)} == set()
     assert any("avx2::" in user for user in users)
     assert any("avx512::" in user for user in users)
+    assert any("avx512_vnni::" in user for user in users)
     assert any("avx512_bf16::" in user for user in users)
