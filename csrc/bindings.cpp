@@ -5,49 +5,25 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <cerrno>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
 
 #include "finish_cpu.h"
-#include "reader.h"
 #include "recycler.h"
+#include "ticket.h"
 
 namespace py = pybind11;
 
 namespace fastfeed {
 
-void bind_order(py::module_& m);  // bind_order.cpp
-void bind_stack(py::module_& m);  // bind_stack.cpp
+void bind_augment(py::module_& m);   // bind_augment.cpp
+void bind_order(py::module_& m);     // bind_order.cpp
+void bind_reader(py::module_& m);    // bind_reader.cpp
+void bind_resample(py::module_& m);  // bind_resample.cpp
+void bind_stack(py::module_& m);     // bind_stack.cpp
 
 namespace {
-
-// Work under way. Keeps the Python objects whose memory it uses, and its end is waited for before they go.
-class Ticket {
-  public:
-    Ticket(std::shared_ptr<Pool> pool, Task task, py::object keep)
-        : pool_(std::move(pool)), task_(std::move(task)), keep_(std::move(keep)) {}
-    ~Ticket() {
-        try {
-            wait();
-        } catch (...) {  // a fork left it behind: nothing in this process works on the memory
-        }
-    }
-    Ticket(const Ticket&) = delete;
-    Ticket& operator=(const Ticket&) = delete;
-
-    bool done() const { return task_.done(); }
-    void wait() const {
-        py::gil_scoped_release release;
-        pool_->wait(task_);
-    }
-
-  private:
-    std::shared_ptr<Pool> pool_;
-    Task task_;
-    py::object keep_;
-};
 
 void bind_pool(py::module_& m) {
     py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool", "Threads that work without Python.")
@@ -162,43 +138,6 @@ void bind_finish(py::module_& m) {
 #endif
 }
 
-// A NumPy array that owns the file's bytes.
-py::array_t<uint8_t> to_array(EncodedFile& file) {
-    uint8_t* data = file.data.release();
-    py::capsule owner(data, [](void* p) { delete[] static_cast<uint8_t*>(p); });
-    return py::array_t<uint8_t>({file.size}, {1}, data, owner);
-}
-
-void bind_reader(py::module_& m) {
-    m.def(
-        "read_files",
-        [](const std::vector<std::string>& paths, int threads) {
-            std::vector<EncodedFile> files;
-            {
-                py::gil_scoped_release release;
-                files = read_files(paths, threads);
-            }
-            py::list data;
-            py::array_t<int64_t> sizes({static_cast<py::ssize_t>(paths.size()), py::ssize_t{2}});
-            auto size = sizes.mutable_unchecked<2>();
-            for (size_t i = 0; i < files.size(); ++i) {
-                if (files[i].error != 0) {
-                    errno = files[i].error;
-                    PyErr_SetFromErrnoWithFilename(PyExc_OSError, paths[i].c_str());
-                    throw py::error_already_set();
-                }
-                size(i, 0) = files[i].image.known() ? files[i].image.height : 0;
-                size(i, 1) = files[i].image.known() ? files[i].image.width : 0;
-                data.append(to_array(files[i]));
-            }
-            return py::make_tuple(data, sizes);
-        },
-        "Reads files on several threads. Returns a list of uint8 arrays and an int64 array [N, 2] of heights and\n"
-        "widths from the image headers, 0 where the header is not that of a JPEG, PNG, BMP or WebP image.\n"
-        "Raises OSError, with the file's name, for the first file that cannot be read.",
-        py::arg("paths"), py::arg("threads"));
-}
-
 py::dict build_info() {
     py::dict info;
     info["version"] = FASTFEED_VERSION;
@@ -217,13 +156,15 @@ py::dict build_info() {
 }  // namespace fastfeed
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "fastfeed's C++/CUDA extension: file reader, thread pool, stacking of images, and last pass.";
+    m.doc() = "fastfeed's C++/CUDA extension: file reader, thread pool, stacking and resizing of images, last pass.";
     m.def("build_info", &fastfeed::build_info, "What the extension was built from and with.");
     m.def("simd", &fastfeed::finish_simd, "The instruction set that the CPU path of the last pass uses.");
     fastfeed::bind_pool(m);
     fastfeed::bind_recycler(m);
     fastfeed::bind_finish(m);
     fastfeed::bind_reader(m);
+    fastfeed::bind_augment(m);
     fastfeed::bind_order(m);
+    fastfeed::bind_resample(m);
     fastfeed::bind_stack(m);
 }

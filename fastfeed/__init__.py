@@ -12,27 +12,34 @@ from fastfeed._version import __version__
 
 if TYPE_CHECKING:
     from fastfeed import data, functional, nn, optim, transforms
+    from fastfeed.data.errors import SampleError
     from fastfeed.data.loader import DataLoader
     from fastfeed.data.mix import Mix, MixedTarget
     from fastfeed.data.prefetch import Prefetcher
-    from fastfeed.data.sources import FolderSource
+    from fastfeed.data.sources import FolderSource, ListSource, TarSource
 
 # Loaded on first use, so that `import fastfeed` costs nothing and an op can be used without DALI installed.
 _CLASSES = {
     "DataLoader": "fastfeed.data.loader",
     "FolderSource": "fastfeed.data.sources",
+    "ListSource": "fastfeed.data.sources",
     "Mix": "fastfeed.data.mix",
     "MixedTarget": "fastfeed.data.mix",
     "Prefetcher": "fastfeed.data.prefetch",
+    "SampleError": "fastfeed.data.errors",
+    "TarSource": "fastfeed.data.sources",
 }
 _MODULES = ("data", "functional", "nn", "optim", "transforms")
 
 __all__ = [
     "DataLoader",
     "FolderSource",
+    "ListSource",
     "Mix",
     "MixedTarget",
     "Prefetcher",
+    "SampleError",
+    "TarSource",
     "__version__",
     "data",
     "functional",

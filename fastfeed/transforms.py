@@ -1,5 +1,28 @@
-"""What a loader does to an image: the public names of ``fastfeed.data.transforms``."""
+"""What a loader does to an image: the public names of ``fastfeed.data.transforms`` and ``fastfeed.data.augment``."""
 
-from fastfeed.data.transforms import CenterCrop, RandomResizedCrop, Transform, eval, train
+from fastfeed.data.augment import AutoAugment, ColorJitter, RandAugment, TrivialAugmentWide
+from fastfeed.data.transforms import (
+    CenterCrop,
+    RandomCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    Resize,
+    Transform,
+    eval,
+    train,
+)
 
-__all__ = ["CenterCrop", "RandomResizedCrop", "Transform", "eval", "train"]
+__all__ = [
+    "AutoAugment",
+    "CenterCrop",
+    "ColorJitter",
+    "RandAugment",
+    "RandomCrop",
+    "RandomErasing",
+    "RandomResizedCrop",
+    "Resize",
+    "Transform",
+    "TrivialAugmentWide",
+    "eval",
+    "train",
+]

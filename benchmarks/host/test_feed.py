@@ -11,8 +11,9 @@ from PIL import Image
 
 from benchmarks.environment import cores
 from fastfeed import DataLoader, FolderSource, transforms
+from fastfeed._extension import extension
 from fastfeed.data.finish import Finish, SampleParameters, finish_reference
-from fastfeed.data.order import epoch_order
+from fastfeed.data.order import permutation
 from fastfeed.data.plan import make_plan
 from fastfeed.demo.baseline import IMAGENET_MEAN, IMAGENET_STD, PillowFolder, random_crop_box
 from fastfeed.demo.draw import draw_dataset
@@ -29,7 +30,7 @@ def source(tmp_path_factory):
 
 def test_order_of_an_epoch(versus):
     versus(
-        lambda: epoch_order(1_281_167, shuffle=True, seed=0, epoch=1),
+        lambda: permutation(1_281_167, seed=0, epoch=1),
         lambda: torch.randperm(1_281_167).numpy(),  # as RandomSampler does; it makes a list of it too
     )
 
@@ -58,7 +59,8 @@ def test_reading_files_and_sizes(versus, source):
             with Image.open(path) as image:
                 _ = image.size
 
-    versus(lambda: source.read(indices, cores()), theirs)
+    pool = extension().Pool(cores())
+    versus(lambda: source.read(indices, pool), theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

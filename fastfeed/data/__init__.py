@@ -1,4 +1,5 @@
-"""The input pipeline, one room per step: sources, order, transforms, plan, mix, graph, finish, ring, loader.
+"""The input pipeline, one room per step: sources, samplers and order, transforms, plan, augment, graph, mix, finish,
+ring, loader. Declarations of samplers and size schedules are imported from here too.
 
 For loaders of PyTorch's own: prefetch, and `collate_uint8`.
 """
@@ -8,11 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastfeed.data.collate import collate_uint8
+    from fastfeed.data.loader import SampleInfo
+    from fastfeed.data.samplers import ClassBalancedSampler, RepeatedAugmentation, WeightedSampler
+    from fastfeed.data.schedule import MultiScale, ProgressiveSize
 
 # Loaded on first use, as in fastfeed/__init__.py.
-_NAMES = {"collate_uint8": "fastfeed.data.collate"}
+_NAMES = {
+    "ClassBalancedSampler": "fastfeed.data.samplers",
+    "MultiScale": "fastfeed.data.schedule",
+    "ProgressiveSize": "fastfeed.data.schedule",
+    "RepeatedAugmentation": "fastfeed.data.samplers",
+    "SampleInfo": "fastfeed.data.loader",
+    "WeightedSampler": "fastfeed.data.samplers",
+    "collate_uint8": "fastfeed.data.collate",
+}
 
-__all__ = ["collate_uint8"]
+__all__ = [
+    "ClassBalancedSampler",
+    "MultiScale",
+    "ProgressiveSize",
+    "RepeatedAugmentation",
+    "SampleInfo",
+    "WeightedSampler",
+    "collate_uint8",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,40 +2,67 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from fastfeed.data.arguments import check_whole, choose_device
+from fastfeed.data.background import ahead
+from fastfeed.data.errors import BadSample, Report
 from fastfeed.data.finish import Finish, SampleParameters
-from fastfeed.data.graph import Graph
-from fastfeed.data.mix import Mix, MixedTarget, draw_mix, mix_target
-from fastfeed.data.order import batches, epoch_order
-from fastfeed.data.plan import make_plan
+from fastfeed.data.graph import Graph, Images
+from fastfeed.data.mix import Mix, draw_mix, mix_target
+from fastfeed.data.order import Batches, BatchPicks, rank_and_world_size, step_bounds
+from fastfeed.data.prepare import Prepared, Preparer
 from fastfeed.data.ring import Done, Rings, Work
-from fastfeed.data.sources import FolderSource
-from fastfeed.data.transforms import Transform, train
+from fastfeed.data.samplers import Sampler, Sequential, Shuffled, TorchSampler
+from fastfeed.data.schedule import SizeSchedule
+from fastfeed.data.sources import FolderSource, Source
+from fastfeed.data.transforms import RandomErasing, Transform, train
+from fastfeed.data.tree import leaves, replace_leaves
+
+MAX_PIXELS = 178_956_970  # as Pillow, which takes larger images for decompression bombs
 
 _lost_in_fork: list[Graph] = []
 
 
-class DataLoader:
-    """Batches of images from files: DALI decodes, crops and resizes, one pass flips, normalises and casts.
+@dataclass(frozen=True, eq=False)
+class SampleInfo:
+    """Which samples a batch holds.
 
-    Every batch is a function of (dataset, seed, epoch, position): the same pixels for any number of threads and
-    any depth of prefetching, and for each sample at any batch size.
+    Attributes:
+        index: [N] int64, in the dataset.
+        valid: [N] bool: False where a sample only fills the batch, because another rank has one more, or because it
+            stands in for a bad one. Do not count it in an evaluation.
+        path: N names of files, or of shards and members.
+    """
+
+    index: torch.Tensor
+    valid: torch.Tensor
+    path: list[str]
+
+
+class DataLoader:
+    """Batches of images from files: DALI decodes and crops, one pass flips, normalises, mixes and casts.
+
+    Every batch is a function of (dataset, seed, epoch, position): the same pixels for any number of threads, ranks, and
+    any depth of prefetching, before and after a resume, and for each sample at any batch size.
 
     Args:
-        dataset: a folder of class folders (see `FolderSource`), or a `FolderSource`.
-        batch_size: samples per batch.
+        dataset: a folder of class folders (see `FolderSource`), or a source: `FolderSource`, `ListSource`, `TarSource`.
+        batch_size: samples per batch, of this rank.
         shuffle: a new order in every epoch; False keeps the order of the source.
+        sampler: which samples come, and when: one of `fastfeed.data.samplers` (weighted, class-balanced, repeated
+            augmentation), which is dealt to the ranks, or any of PyTorch's, which is iterated over on each rank.
+        batch_sampler: likewise one of PyTorch's, of whole batches; instead of batch_size, shuffle, sampler, drop_last.
         num_workers: CPU threads that read, decode and finish; 0 is one per core. No processes are started.
         drop_last: leave out a last batch that is not full.
         prefetch_factor: batches decoded ahead, at least 1.
         transform: what happens to an image; `fastfeed.transforms.train(224)` by default.
+        size: the output's size by epoch and step instead of the transform's: a function, such as
+            `fastfeed.data.schedule.ProgressiveSize` or `MultiScale`.
         device: where the batches go, and where DALI decodes. By default the current GPU, if there is one that
             PyTorch and the extension can use, else the CPU.
         dtype: torch.float32, torch.float16 or torch.bfloat16.
@@ -44,14 +71,24 @@ class DataLoader:
         stable_addresses: put every batch's tensors at the addresses of the first batch's, for steps captured in a CUDA
             graph. A batch is then overwritten by the next one, and all must have one size: see `drop_last`.
         seed: 64 bits; decides the order and every random choice.
+        on_error: what a bad sample does (a file that is missing, empty, truncated, of another format, or too large):
+            "raise" a `SampleError` when its batch's turn comes; "replace" it by another one of its batch, marked in
+            `SampleInfo.valid`; or "drop" it, so that its batch is smaller.
+        max_errors: how many bad samples an epoch may have before a `SampleError` after all: a count (int), a share of
+            the epoch (float), or None for any number.
+        max_pixels: a larger image is bad: its file may be a decompression bomb.
+        info: give a `SampleInfo` with each batch.
+        exif: rotate images by their EXIF orientation. Pillow, and so torchvision, does not.
+        rank: of this process; by default torch.distributed's, where it is initialised, else 0.
+        world_size: likewise; else 1. Ranks take equally many steps: see `fastfeed.data.order.Batches`.
 
     Yields:
-        (images, target): images [N, 3, size, size] of `dtype`, (pixel / 255 - mean) / std; target [N] int64, or a
-        MixedTarget. Both on `device`.
+        (images, target): images [N, 3, H, W] of `dtype`, (pixel / 255 - mean) / std; target [N] int64, a MixedTarget,
+        or what the source has. All on `device`. With `info`, (images, target, info).
 
     Attributes:
         source: where the samples come from; `source.classes` names the targets.
-        epoch: the epoch that the next `iter()` runs; each `iter()` adds one. Set it to resume or repeat one.
+        epoch: the epoch that the next `iter()` runs; each `iter()` adds one. Set it to repeat or skip one.
 
     Raises:
         FileNotFoundError, NotADirectoryError: for a folder that is not there or holds no classes or images.
@@ -60,31 +97,41 @@ class DataLoader:
         RuntimeError: for a GPU that is not there, or an extension built without CUDA asked to use one.
         ImportError: if DALI is not installed.
 
-    While iterating: OSError for a file that cannot be read, ValueError or `fastfeed.data.graph.DecodeError` for one
-    that cannot be decoded, each naming the file, after every batch before it was given.
+    While iterating: `SampleError` for bad samples as above, after every batch before theirs was given.
     """
 
     def __init__(
         self,
-        dataset: str | os.PathLike[str] | FolderSource,
+        dataset: str | os.PathLike[str] | Source,
         batch_size: int = 1,
         shuffle: bool = False,
+        sampler: Any = None,
+        batch_sampler: Iterable[Any] | None = None,
         *,
         num_workers: int = 0,
         drop_last: bool = False,
         prefetch_factor: int = 2,
         transform: Transform | None = None,
+        size: SizeSchedule | None = None,
         device: str | int | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.channels_last,
         mix: Mix | None = None,
         stable_addresses: bool = False,
         seed: int = 0,
+        on_error: str = "raise",
+        max_errors: float | None = None,
+        max_pixels: int = MAX_PIXELS,
+        info: bool = False,
+        exif: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         check_whole("batch_size", batch_size, 1)
         check_whole("num_workers", num_workers, 0)
         check_whole("prefetch_factor", prefetch_factor, 1)
         check_whole("seed", seed, 0)
+        check_whole("max_pixels", max_pixels, 1)
         if seed >= 2**64:
             raise ValueError(f"seed is {seed}; expected at most 2**64 - 1")
         if transform is not None and not isinstance(transform, Transform):
@@ -93,12 +140,20 @@ class DataLoader:
             )
         if mix is not None and not isinstance(mix, Mix):
             raise TypeError(f"mix is {type(mix).__name__}; expected a fastfeed.Mix, as fastfeed.Mix(mixup=0.2)")
+        if size is not None and not callable(size):
+            raise TypeError(
+                f"size is {size!r}; expected a function of the epoch and the step: one size belongs to the transform, "
+                "as fastfeed.transforms.train(224)"
+            )
         if isinstance(dataset, str | os.PathLike):
             dataset = FolderSource(dataset)
-        if not isinstance(dataset, FolderSource):
+        if not isinstance(dataset, Source):
             raise TypeError(
-                f"dataset is {type(dataset).__name__}; expected the path of a folder of class folders or a FolderSource"
+                f"dataset is {type(dataset).__name__}; expected the path of a folder of class folders, or a "
+                "FolderSource, ListSource or TarSource"
             )
+        if len(dataset) >= 2**32:
+            raise ValueError(f"dataset has {len(dataset)} samples; expected fewer than 2**32")
         self.source = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -110,89 +165,210 @@ class DataLoader:
         self.mix = mix
         self.seed = seed
         self.epoch = 0
+        self.rank, self.world_size = rank_and_world_size(rank, world_size)
+        self.sampler = self._make_sampler(sampler, batch_sampler)
+        self._info = info
+        self._report = Report(on_error, max_errors)
+        self._preparer = Preparer(
+            dataset,
+            self.transform,
+            seed=seed,
+            size=size,
+            max_pixels=max_pixels,
+            exif=exif,
+            threads=self.num_workers,
+        )
+        self._exif = exif
         # On a GPU the pass is queued on the consumer's stream as soon as DALI's work is: nothing is gained by waiting.
-        ahead = 0 if self.device.type == "cuda" else 1
+        self._lag = 0 if self.device.type == "cuda" else 1
+        erase = self.transform.erase
+        noise = isinstance(erase, RandomErasing) and erase.value == "random"
         self._finish = Finish(
             self.transform.mean,
             self.transform.std,
             dtype,
             memory_format,
+            fill=erase.value if isinstance(erase, RandomErasing) and not isinstance(erase.value, str) else 0.0,
             threads=self.num_workers,
-            spare_outputs=ahead + 2,
+            spare_outputs=self._lag + 2,
         )
-        self._rings = Rings(self._finish, self.device, ahead, stable_addresses)
+        self._noise = noise
+        self._rings = Rings(self._finish, self.device, self._lag, stable_addresses)
         self._idle_graph: Graph | None = self._new_graph()  # now, so that what is missing shows here
         self._pid = os.getpid()
+        # The last batch that was given; None between epochs, where `_resume` is where the next `iter()` begins.
+        self._progress: dict[str, Any] | None = None
+        self._resume: dict[str, Any] | None = None
+
+    @property
+    def errors(self) -> list[BadSample]:
+        """The bad samples that were met so far, each once."""
+        return list(self._report.samples)
 
     def __len__(self) -> int:
-        """Batches per epoch."""
-        whole, rest = divmod(len(self.source), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        """Batches per epoch, on every rank the same."""
+        if isinstance(self.sampler, TorchSampler):
+            return self.sampler.num_batches(self.batch_size, drop_last=self.drop_last)
+        length = self.sampler.length(len(self.source))
+        bounds = step_bounds(length, self.batch_size, drop_last=self.drop_last, world_size=self.world_size)
+        return len(bounds) - 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the next `iter()` runs, from its beginning."""
+        check_whole("epoch", epoch, 0)
+        self.epoch, self._resume, self._progress = epoch, None, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the iteration is, after the batch that was given last: a few integers.
+
+        It may be loaded by a loader with another batch size or number of ranks: what is left of the epoch is cut anew.
+        """
+        progress = self._progress or self._resume or {"epoch": self.epoch, "consumed": 0, "step": 0, "sampler": None}
+        return {**progress, "seed": self.seed, "samples": len(self.source)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue, with the next `iter()`, from a state.
+
+        Raises:
+            KeyError: for a state of something else.
+            ValueError: for the state of a loader with another seed, or of a dataset of another size.
+        """
+        for name, own in (("seed", self.seed), ("samples", len(self.source))):
+            if state[name] != own:
+                raise ValueError(
+                    f"the state is of a loader with {name} = {state[name]}, and this one has {own}: its batches would "
+                    "not be those that are left"
+                )
+        self._resume = {name: state[name] for name in ("epoch", "consumed", "step", "sampler")}
+        self.epoch, self._progress = state["epoch"], None
 
     def __iter__(self) -> Iterator[Any]:
-        epoch = self.epoch
-        self.epoch += 1
-        return self._run(epoch)
+        start = self._resume or {"epoch": self.epoch, "consumed": 0, "step": 0, "sampler": None}
+        if start["epoch"] != self.epoch:  # somebody has set another one
+            start = {"epoch": self.epoch, "consumed": 0, "step": 0, "sampler": None}
+        self.epoch, self._resume, self._progress = start["epoch"] + 1, None, start
+        return self._run(start)
 
-    def _run(self, epoch: int) -> Iterator[Any]:
+    def __enter__(self) -> "DataLoader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back threads and memory. The loader can be used again; a running iterator ends with its own close."""
+        self._idle_graph = None
+        self._rings.close()
+
+    def _make_sampler(self, sampler: Any, batch_sampler: Any) -> Sampler | TorchSampler:
+        if batch_sampler is not None:
+            if self.batch_size != 1 or self.shuffle or sampler is not None or self.drop_last:
+                raise ValueError("batch_sampler goes with no batch_size, shuffle, sampler or drop_last: it decides all")
+            return TorchSampler(batch_sampler, batched=True)
+        if sampler is None:
+            return Shuffled() if self.shuffle else Sequential()
+        if self.shuffle:
+            raise ValueError("sampler goes with shuffle=False: it decides the order")
+        return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler)
+
+    def _steps(self, start: dict[str, Any]) -> Iterator[BatchPicks]:
+        ranks = {"rank": self.rank, "world_size": self.world_size}
+        where = {"start": start["consumed"], "step": start["step"]}
+        epoch, size = start["epoch"], len(self.source)
+        if isinstance(self.sampler, TorchSampler):
+            yield from self.sampler.batches(
+                size, self.batch_size, epoch=epoch, drop_last=self.drop_last, state=start["sampler"], **ranks, **where
+            )
+            return
+        picks = self.sampler.picks(size, self.source.labels, seed=self.seed, epoch=epoch)
+        yield from Batches(picks, self.batch_size, drop_last=self.drop_last, **ranks, **where)
+
+    def _run(self, start: dict[str, Any]) -> Iterator[Any]:
         # `map`, which keeps no reference to what it gives: the batch is the consumer's.
-        yield from map(self._give, self._rings.run(self._decoded(epoch)))
+        yield from map(self._give, self._rings.run(self._decoded(start)))
+        self._progress = None
 
-    def _give(self, done: Done) -> tuple[torch.Tensor, torch.Tensor | MixedTarget]:
-        return done.images, done.rest[0] if self.mix is None else MixedTarget(*done.rest)
+    def _give(self, done: Done) -> Any:
+        targets, info, self._progress = done.tag
+        rest = iter(done.rest)
+        targets = replace_leaves(targets, lambda _, leaf: next(rest) if isinstance(leaf, torch.Tensor) else leaf)
+        if not self._info:
+            return done.images, targets
+        return done.images, targets, replace(info, valid=next(rest))
 
-    def _decoded(self, epoch: int) -> Iterator[Work]:
-        order = epoch_order(len(self.source), shuffle=self.shuffle, seed=self.seed, epoch=epoch)
-        todo = enumerate(batches(order, self.batch_size, drop_last=self.drop_last))
+    def _decoded(self, start: dict[str, Any]) -> Iterator[Work]:
         # An iterator owns a graph while it runs: two over one loader do not mix their batches.
-        graph = self._take_graph()
-        pending: deque[tuple[SampleParameters, list[torch.Tensor]] | Exception] = deque()
+        graph, epoch = self._take_graph(), start["epoch"]
+        prepared = ahead((self._preparer.prepare(epoch, picks) for picks in self._steps(start)), depth=1)
+        pending: deque[Prepared] = deque()
+        begun: deque[tuple[Prepared, Images]] = deque()
+        error: Exception | None = None
 
         def submit_next() -> None:
-            position, indices = next(todo, (0, None))
-            if indices is None:
-                return
+            nonlocal error
             try:
-                pending.append(self._submit(graph, indices, epoch, position))
-            except (OSError, ValueError) as error:
-                pending.append(error)  # raised when its turn comes, after the good batches before it
+                batch = None if error is not None else next(prepared, None)
+            except Exception as raised:
+                error = raised  # its turn comes after the batches before it
+                return
+            if batch is not None:
+                pending.append(batch)
+                graph.submit(batch.entry)
 
-        for _ in range(self.prefetch_factor):
-            submit_next()
         try:
-            while pending:
-                entry = pending.popleft()
-                if isinstance(entry, Exception):
-                    self._idle_graph = graph  # it has not met the file, and can go on
-                    try:
-                        raise entry
-                    finally:
-                        del entry  # the error holds this frame by its traceback: do not close the circle
-                images = graph.result()
+            for _ in range(self.prefetch_factor):
                 submit_next()
-                yield Work(images, *entry)
-        except GeneratorExit:  # the consumer left early, which is no fault of the graph's
+            while pending or begun:
+                if pending:
+                    begun.append((pending.popleft(), graph.result()))
+                    submit_next()
+                if len(begun) > self._lag or not pending:
+                    work = self._work(*begun.popleft(), epoch)
+                    if work is not None:
+                        yield work
+            if error is not None:
+                raise error
+        finally:
+            prepared.close()
+            begun.clear()
             self._idle_graph = graph
-            raise
-        self._idle_graph = graph
+            del error  # it holds this frame by its traceback: do not close the circle
 
-    def _submit(
-        self, graph: Graph, indices: npt.NDArray[np.int64], epoch: int, position: int
-    ) -> tuple[SampleParameters, list[torch.Tensor]]:
-        batch = self.source.read(indices, self.num_workers)
-        plan = make_plan(self.transform, batch.sizes, indices, seed=self.seed, epoch=epoch)
-        graph.submit(batch, plan)
-        n, size, target = len(indices), self.transform.crop.size, torch.from_numpy(batch.targets)
-        if self.mix is None:
-            return SampleParameters(n, flip=plan.flip), [target]
-        mix = draw_mix(self.mix, n, size, size, seed=self.seed, epoch=epoch, batch=position)
-        parameters = SampleParameters(n, flip=plan.flip, partner=mix.partner, weight=mix.weight, cut=mix.box)
-        return parameters, list(mix_target(target, mix))
+    def _work(self, batch: Prepared, images: Images, epoch: int) -> Work | None:
+        """Return what the last pass is to do, or None for a batch of which nothing is left."""
+        pixels = images.wait()
+        picks, plan, targets, names = batch.picks, batch.entry.plan, batch.targets, batch.names
+        index, valid = torch.from_numpy(picks.index), torch.from_numpy(picks.valid)
+        bad = {**batch.bad, **batch.entry.failed}
+        if bad:
+            self._report.add({int(index[i]): (names[i], reason) for i, reason in bad.items()}, epoch, len(self.source))
+            taken = torch.tensor(self._report.select(len(index), bad))
+            pixels, plan = pixels[taken.to(pixels.device)], plan.at(taken.numpy())
+            targets = replace_leaves(targets, lambda _, leaf: leaf[taken] if isinstance(leaf, torch.Tensor) else leaf)
+            valid = valid.clone()
+            valid[list(bad)] = False
+            if self._report.mode == "drop":
+                index, valid, names = index[taken], valid[taken], [names[i] for i in taken.tolist()]
+            if len(taken) == 0:
+                return None
+        n, height, width, _ = pixels.shape
+        mixing: dict[str, Any] = {}
+        if self.mix is not None:
+            position = int(picks.position[0])
+            mix = draw_mix(self.mix, n, height, width, seed=self.seed, epoch=epoch, batch=position)
+            mixing = {"partner": mix.partner, "weight": mix.weight, "cut": mix.box}
+            targets = mix_target(targets, mix)
+        noise = plan.noise_key if self._noise else None
+        parameters = SampleParameters(n, flip=plan.flip, erase=plan.erase, noise_key=noise, **mixing)
+        rest = [leaf for _, leaf in leaves(targets) if isinstance(leaf, torch.Tensor)]
+        if self._info:
+            rest.append(valid)
+        progress = {"epoch": epoch, "consumed": picks.consumed, "step": picks.step + 1, "sampler": picks.sampler_state}
+        return Work(pixels, parameters, rest, (targets, SampleInfo(index, valid, names), progress))
 
     def _new_graph(self) -> Graph:
-        size = self.transform.crop.size
         largest = max(1, min(self.batch_size, len(self.source)))
-        return Graph(size, largest, self.device, self.num_workers, self.prefetch_factor)
+        return Graph(self.transform, largest, self.device, self.num_workers, self.prefetch_factor, exif=self._exif)
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads and GPU memory, which no copy can share.
@@ -204,10 +380,7 @@ class DataLoader:
             # A fork copies DALI without its threads; to use it, or to destroy it, would wait for them forever.
             _lost_in_fork.append(graph)
             graph, self._pid = None, os.getpid()
-        if graph is not None:
-            try:
-                graph.drain()  # of what an epoch that was left early did not take
-                return graph
-            except RuntimeError:
-                pass  # one of those batches could not be decoded; the graph may not go on after an error
-        return self._new_graph()
+        if graph is None:
+            return self._new_graph()
+        graph.drain()  # of what an epoch that was left early did not take
+        return graph

@@ -1,82 +1,183 @@
-"""What happens to each sample: a function of (seed, epoch, sample index), drawn for a whole batch at once."""
+"""What happens to each sample: a function of (seed, epoch, sample index, copy), drawn for a whole batch at once."""
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
-from fastfeed.data.philox import Float64, philox, uniform
-from fastfeed.data.transforms import CenterCrop, RandomResizedCrop, Transform
+from fastfeed.data.augment import Operations, RandomGrayscale, Step, draw_operations
+from fastfeed.data.philox import Float64, Uint32, philox, uniform
+from fastfeed.data.policies import Kind
+from fastfeed.data.transforms import CenterCrop, RandomCrop, RandomErasing, RandomResizedCrop, Resize, Transform
 
-# One number per random decision. A new decision takes a new number, so that old ones keep their draws.
-_CROP, _FLIP = 0, 1
+# One number per random decision. A new decision takes a new number, so that old ones keep their draws. mix.py has those
+# from 0x100, augment.py those from 0x200.
+_CROP, _FLIP, _ERASE, _WHETHER_TO_ERASE, _NOISE = range(5)
 
-_ATTEMPTS = 10  # of RandomResizedCrop, as in torchvision
+_ATTEMPTS = 10  # of RandomResizedCrop and RandomErasing, as in torchvision
+
+_REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}  # of the filters, in pixels of the output
+
+Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The parameters of a batch of N samples, in pixels of the stored images.
+    """The parameters of a batch of N samples.
 
     Attributes:
-        start: [N, 2] int32, top and left of the window that is decoded.
+        start: [N, 2] int32, top and left of the window that is decoded, in pixels of the stored image.
         shape: [N, 2] int32, height and width of that window.
-        roi_start: [N, 2] float32, top and left, inside the window, of the region that becomes the output.
-        roi_end: [N, 2] float32, bottom and right of that region.
-        flip: [N] bool, whether to mirror left to right.
+        box: [N, 4] float64, top, left, bottom and right, inside the window, of the region that becomes the output.
+        place: [N, 4] int32, top, left, height and width of where in the output it goes: all of it, but for images that
+            are padded.
+        flip: [N] int32, 1 left to right, 2 top to bottom, 3 both.
+        erase: [N, 4] int32, top, left, height and width, in pixels of the output, of what is erased; zeros for nothing.
+        noise_key: [N] uint64, of the noise that erased pixels become.
     """
 
     start: npt.NDArray[np.int32]
     shape: npt.NDArray[np.int32]
-    roi_start: npt.NDArray[np.float32]
-    roi_end: npt.NDArray[np.float32]
-    flip: npt.NDArray[np.bool_]
+    box: Float64
+    place: npt.NDArray[np.int32]
+    flip: npt.NDArray[np.int32]
+    erase: npt.NDArray[np.int32]
+    noise_key: npt.NDArray[np.uint64]
 
-    def at(self, samples: slice) -> "Plan":
+    def at(self, samples: slice | Int64) -> "Plan":
         """Return the parameters of some of the samples."""
         return Plan(*(getattr(self, field.name)[samples] for field in fields(self)))
 
 
 def make_plan(
     transform: Transform,
-    sizes: npt.NDArray[np.int64],
-    indices: npt.NDArray[np.int64],
+    sizes: Int64,
+    indices: Int64,
+    copies: Int64 | None = None,
     *,
     seed: int,
     epoch: int,
+    size: tuple[int, int] | None = None,
 ) -> Plan:
     """Draw the parameters of a batch.
 
     Args:
         transform: what to draw from.
-        sizes: [N, 2] height and width of each image, in pixels.
-        indices: [N] index of each sample in its dataset; together with `seed` and `epoch` it decides every draw.
+        sizes: [N, 2] height and width of each image, in pixels; for a RandomCrop, such that `too_small` says no.
+        indices: [N] index of each sample in its dataset, 32 bits.
+        copies: [N] which of an epoch's copies of the sample this is, 32 bits; 0 by default. Together with the index,
+            `seed` and `epoch` it decides every draw.
         seed: 64 bits.
         epoch: 32 bits.
+        size: height and width of the output instead of the transform's.
     """
-    if isinstance(transform.crop, RandomResizedCrop):
-        start, shape = _random_windows(transform.crop, sizes, _draw(seed, epoch, indices, _CROP, _ATTEMPTS))
-        # torchvision crops before it resizes: the filter sees nothing outside the window.
-        roi_start, roi_end = np.zeros_like(start, np.float32), shape.astype(np.float32)
+    n = len(indices)
+    height, width = size or transform.size
+    copies = np.zeros(n, np.int64) if copies is None else copies
+
+    def draw(purpose: int, attempts: int = 1) -> Float64:
+        return uniform(_words(seed, epoch, indices, copies, purpose, attempts))
+
+    crop = transform.crop
+    place = np.tile(np.array([0, 0, height, width], np.int64), (n, 1))
+    if isinstance(crop, RandomResizedCrop):
+        start, shape = _random_windows(crop, sizes, draw(_CROP, _ATTEMPTS))
+    elif isinstance(crop, RandomCrop):
+        start, shape, place = _padded_windows(crop, sizes, draw(_CROP)[:, 0])
+    elif isinstance(crop, Resize):
+        start, shape = np.zeros_like(sizes), sizes
+    if isinstance(crop, CenterCrop):
+        start, shape, box = _center_windows(crop, sizes, height, width)
     else:
-        start, shape, roi_start, roi_end = _center_windows(transform.crop, sizes)
-    flip = _draw(seed, epoch, indices, _FLIP, 1)[:, 0, 0] < transform.horizontal_flip
-    return Plan(start.astype(np.int32), shape.astype(np.int32), roi_start, roi_end, flip)
+        # The window is cropped before it is resized: the filter sees nothing outside of it.
+        box = np.concatenate([np.zeros((n, 2)), shape], axis=1)
+    flip = draw(_FLIP)[:, 0]
+    erase = np.zeros((n, 4), np.int64)
+    if transform.erase is not None:
+        assert isinstance(transform.erase, RandomErasing)
+        chosen = draw(_WHETHER_TO_ERASE)[:, 0, 0] < transform.erase.p
+        erase = _erased(transform.erase, height, width, draw(_ERASE, _ATTEMPTS)) * chosen[:, None]
+    return Plan(
+        start.astype(np.int32),
+        shape.astype(np.int32),
+        box,
+        place.astype(np.int32),
+        (flip[:, 0] < transform.horizontal_flip) + 2 * (flip[:, 1] < transform.vertical_flip).astype(np.int32),
+        erase.astype(np.int32),
+        _words(seed, epoch, indices, copies, _NOISE, 1).view(np.uint64)[:, 0, 0],
+    )
 
 
-def _draw(seed: int, epoch: int, indices: npt.NDArray[np.int64], purpose: int, attempts: int) -> Float64:
-    """Return [N, attempts, 4] uniform numbers in [0, 1)."""
+def blank(plan: Plan, samples: list[int]) -> None:
+    """Make `samples`, whose images are bad, decode the one pixel of `graph.BLANK` that stands in for each."""
+    plan.start[samples], plan.shape[samples] = 0, 1
+    plan.box[samples] = 0, 0, 1, 1
+
+
+def augmentation_steps(transform: Transform) -> list[Step]:
+    """Return the steps between the crop and the normalising, without the flips."""
+    steps: list[Step] = []
+    if transform.auto_augment is not None:
+        assert not isinstance(transform.auto_augment, str)
+        steps.append(transform.auto_augment)
+    if transform.color_jitter is not None:
+        steps.append(transform.color_jitter)
+    if transform.grayscale > 0:
+        steps.append(RandomGrayscale(transform.grayscale))
+    return steps
+
+
+def draw_augmentations(
+    transform: Transform,
+    plan: Plan,
+    indices: Int64,
+    copies: Int64,
+    *,
+    seed: int,
+    epoch: int,
+    size: tuple[int, int],
+) -> Operations | None:
+    """Draw what is done to a batch's pixels between the crop and the normalising; None where that is nothing.
+
+    Auto-augment shears and turns what was flipped before: its flips are operations then, and leave the plan.
+    """
+    steps = augmentation_steps(transform)
+    if not steps:
+        return None
+    height, width = size
+    drawn = draw_operations(steps, indices, copies, seed=seed, epoch=epoch, height=height, width=width)
+    if transform.auto_augment is None:
+        return drawn
+    flips = np.stack([plan.flip & 1, plan.flip & 2], axis=1) > 0
+    kind = np.where(flips, [Kind.HORIZONTAL_FLIP, Kind.VERTICAL_FLIP], Kind.NOTHING).astype(np.uint8)
+    plan.flip[:] = 0
+    return Operations(
+        np.concatenate([kind, drawn.kind], axis=1),
+        np.concatenate([np.zeros(flips.shape, np.float32), drawn.magnitude], axis=1),
+        drawn.fill,
+    )
+
+
+def too_small(transform: Transform, sizes: Int64) -> npt.NDArray[np.bool_]:
+    """Return [N], whether an image is smaller than the window that the transform wants of it."""
+    crop = transform.crop
+    if not isinstance(crop, RandomCrop) or crop.pad_if_needed:
+        return np.zeros(len(sizes), np.bool_)
+    return np.any(sizes + 2 * crop.padding < transform.size, axis=1)
+
+
+def _words(seed: int, epoch: int, indices: Int64, copies: Int64, purpose: int, attempts: int) -> Uint32:
+    """Return [N, attempts, 4] random words."""
     counter = np.empty((len(indices), attempts, 4), np.uint32)
-    counter[..., 0] = (indices & 0xFFFFFFFF)[:, None]
-    counter[..., 1] = (indices >> 32)[:, None]
+    counter[..., 0] = indices[:, None]
+    counter[..., 1] = copies[:, None]
     counter[..., 2] = epoch & 0xFFFFFFFF
     counter[..., 3] = purpose << 16 | np.arange(attempts)
-    return uniform(philox(seed, counter))
+    return philox(seed, counter)
 
 
-def _random_windows(
-    crop: RandomResizedCrop, sizes: npt.NDArray[np.int64], draws: Float64
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _random_windows(crop: RandomResizedCrop, sizes: Int64, draws: Float64) -> tuple[Int64, Int64]:
     height, width = sizes[:, :1], sizes[:, 1:]
     low, high = np.log(crop.ratio[0]), np.log(crop.ratio[1])
     area = height * width * (crop.scale[0] + draws[..., 0] * (crop.scale[1] - crop.scale[0]))
@@ -88,9 +189,8 @@ def _random_windows(
     rows = np.arange(len(sizes))
     first = fits.argmax(axis=1)  # the first attempt that fits; 0 if none does, replaced below
     h, w = h[rows, first], w[rows, first]
-    free_y, free_x = sizes[:, 0] - h + 1, sizes[:, 1] - w + 1
-    top = np.floor(draws[rows, first, 2] * free_y).astype(np.int64)
-    left = np.floor(draws[rows, first, 3] * free_x).astype(np.int64)
+    top = _below(draws[rows, first, 2], sizes[:, 0] - h + 1)
+    left = _below(draws[rows, first, 3], sizes[:, 1] - w + 1)
 
     none = ~fits.any(axis=1)
     if none.any():
@@ -105,16 +205,58 @@ def _random_windows(
     return np.stack([top, left], axis=1), np.stack([h, w], axis=1)
 
 
-def _center_windows(
-    crop: CenterCrop, sizes: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _center_windows(crop: CenterCrop, sizes: Int64, height: int, width: int) -> tuple[Int64, Int64, Float64]:
+    size = np.array([height, width])
+    resize = crop.resize if (height, width) == _declared(crop) else round(crop.resize * height / _declared(crop)[0])
     short = sizes.min(axis=1, keepdims=True)
-    resized = crop.resize * sizes // short  # torchvision: int(resize * long / short)
-    offset = np.rint((resized - crop.size) / 2.0)
-    begin, end = offset * sizes / resized, (offset + crop.size) * sizes / resized
-    # The window was resized with the rest of the image around it, so the filter reads beyond its edges: as far
-    # as the triangle filter reaches, one output pixel, and at least one input pixel.
-    reach = np.maximum(sizes / resized, 1.0)
+    resized = max(resize, height, width) * sizes // short  # torchvision: int(resize * long / short)
+    offset = np.rint((resized - size) / 2.0)
+    begin, end = offset * sizes / resized, (offset + size) * sizes / resized
+    # The window was resized with the rest of the image around it, so the filter reads beyond its edges: some pixels of
+    # the output, and at least as many of the input.
+    reach = _REACH[crop.interpolation] * np.maximum(sizes / resized, 1.0)
     start = np.maximum(np.floor(begin - reach), 0).astype(np.int64)
     stop = np.minimum(np.ceil(end + reach), sizes).astype(np.int64)
-    return start, stop - start, (begin - start).astype(np.float32), (end - start).astype(np.float32)
+    box = np.concatenate([begin - start, np.minimum(end - start, stop - start)], axis=1)
+    return start, stop - start, box
+
+
+def _padded_windows(crop: RandomCrop, sizes: Int64, draws: Float64) -> tuple[Int64, Int64, Int64]:
+    """Return where the windows begin in the images, how much of the images they hold, and where that goes."""
+    size = np.array(_declared(crop))
+    padding = np.full_like(sizes, crop.padding)
+    if crop.pad_if_needed:
+        # As torchvision: on both sides by all that is missing.
+        padding += np.maximum(size - (sizes + 2 * padding), 0)
+    corner = _below(draws[:, :2], sizes + 2 * padding - size + 1) - padding
+    start, stop = np.clip(corner, 0, sizes - 1), np.clip(corner + size, 1, sizes)
+    # A window that misses the image, beyond a padding wider than itself, still needs a pixel to be decoded: none of it
+    # is placed.
+    missed = ((corner >= sizes) | (corner + size <= 0)).any(axis=1, keepdims=True)
+    shape = np.maximum(stop - start, 1)
+    place = np.concatenate([start - corner, shape], axis=1) * ~missed
+    return start, np.where(missed, 1, shape), place
+
+
+def _erased(erasing: RandomErasing, height: int, width: int, draws: Float64) -> Int64:
+    """Return [N, 4]: the first of the attempted rectangles that is smaller than the image, or zeros."""
+    area = height * width * (erasing.scale[0] + draws[..., 0] * (erasing.scale[1] - erasing.scale[0]))
+    low, high = math.log(erasing.ratio[0]), math.log(erasing.ratio[1])
+    ratio = np.exp(low + draws[..., 1] * (high - low))
+    h = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    w = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (h < height) & (w < width)
+    rows = np.arange(len(draws))
+    first = fits.argmax(axis=1)
+    h, w = h[rows, first], w[rows, first]
+    top, left = _below(draws[rows, first, 2], height - h + 1), _below(draws[rows, first, 3], width - w + 1)
+    return np.stack([top, left, h, w], axis=1) * fits.any(axis=1, keepdims=True)
+
+
+def _below(draws: Float64, end: Int64 | int) -> Int64:
+    """Return whole numbers, uniform from 0 to `end` - 1."""
+    return np.floor(draws * end).astype(np.int64)
+
+
+def _declared(crop: CenterCrop | RandomCrop) -> tuple[int, int]:
+    return crop.size if isinstance(crop.size, tuple) else (crop.size, crop.size)

@@ -290,6 +290,10 @@ class Rings:
         finally:
             self._idle = ring
 
+    def close(self) -> None:
+        """Give back the buffers of epochs that are over."""
+        self._idle = None
+
     def _new_ring(self) -> HostRing | DeviceRing:
         if self._device.type == "cpu":
             return HostRing(self._finish, self._stable)

@@ -20,7 +20,14 @@ PROGRAMS = {  # name: (sources, flags)
     "finish": (["fuzz_finish.cpp"], MEMORY),
     # As setup.py builds it: optimized, with the vectors that the compiler makes.
     "finish_shipped": (["fuzz_finish.cpp"], ("-O3", "-DPROCESSOR_ONLY")),
+    "resample": (["fuzz_resample.cpp", CSRC / "pool.cpp"], MEMORY),
+    "resample_shipped": (["fuzz_resample.cpp", CSRC / "pool.cpp"], ("-O3",)),
     "stack": (["fuzz_stack.cpp", CSRC / "stack.cpp", CSRC / "pool.cpp"], MEMORY),
+    "augment": (
+        ["fuzz_augment.cpp", CSRC / "augment.cpp", CSRC / "pool.cpp"],
+        (*MEMORY, "-fsanitize=float-cast-overflow"),
+    ),
+    "header": (["fuzz_header.cpp", CSRC / "image_header.cpp"], MEMORY),
     "pool": (["pool_threads.cpp", CSRC / "pool.cpp"], ("-O0", "-g")),
     "pool_sanitized": (["pool_threads.cpp", CSRC / "pool.cpp"], THREADS),
 }
@@ -91,9 +98,32 @@ def test_every_way_of_the_last_pass_gives_the_same_bits_as_it_ships(programs):
     run(programs["finish_shipped"].result(), SEED + BATCHES, 3 * BATCHES)
 
 
+def test_every_way_of_resizing_gives_the_same_bytes(programs, sanitizer):
+    sanitizer(MEMORY)
+    output = run(programs["resample"].result(), SEED, BATCHES)
+    made = {name: int(count) for name, count in (line.split(": ") for line in output.splitlines())}
+    assert made["baseline"] == made["pieces"] == BATCHES
+    # About a third of the images shrink so much more in height that the vertical pass comes first.
+    assert min(made["vertical first"], made["horizontal first"]) > BATCHES / 5
+
+
+def test_every_way_of_resizing_gives_the_same_bytes_as_it_ships(programs):
+    run(programs["resample_shipped"].result(), SEED + BATCHES, 5 * BATCHES)
+
+
 def test_stack_and_recycler(programs, sanitizer):
     sanitizer(MEMORY)
     assert run(programs["stack"].result(), SEED, 3000) == "3000 batches\n"
+
+
+def test_augment(programs, sanitizer):
+    sanitizer(MEMORY)
+    assert run(programs["augment"].result(), SEED, 3000) == "3000 batches\n"
+
+
+def test_image_headers(programs, sanitizer):
+    sanitizer(MEMORY)
+    assert run(programs["header"].result(), SEED, 5000) == "5000 headers\n"
 
 
 @pytest.mark.parametrize("name", POOL_TESTS)

@@ -13,8 +13,8 @@ from PIL import Image
 
 import fastfeed
 from fastfeed import DataLoader, FolderSource, Mix, MixedTarget, transforms
+from fastfeed.data.errors import SampleError
 from fastfeed.data.finish import SampleParameters, finish_reference
-from fastfeed.data.graph import DecodeError
 from fastfeed.data.mix import draw_mix, mix_target
 from tests.images import picture, write_folder
 
@@ -59,7 +59,7 @@ def test_contiguous_format(folder):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_eval_pixels_are_torchvisions(folder, device):
-    # Resize, then CenterCrop, by Pillow alone. The two resamplers round differently, twice each.
+    # Resize, then CenterCrop, by Pillow alone.
     size, resize = 32, 36
     images, _ = epoch(loader(folder, transform=transforms.eval(size, resize=resize, **PIXELS), device=device))
     for got, (path, _) in zip(images.cpu(), FolderSource(folder).samples, strict=True):
@@ -69,6 +69,7 @@ def test_eval_pixels_are_torchvisions(folder, device):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
             left, top = round((width - size) / 2), round((height - size) / 2)
             expected = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
+        # Rounded twice, between the passes too, whose order Pillow chooses by the size of the whole image.
         assert np.abs(got.permute(1, 2, 0).numpy() - expected).max() <= 2.01
 
 
@@ -79,24 +80,22 @@ def test_train_pixels_are_those_of_the_planned_window(folder, device):
     images, _ = epoch(loader(folder, transform=transform, device=device, seed=3))
     source = FolderSource(folder)
     indices = np.arange(len(source))
-    plan = fastfeed.data.plan.make_plan(transform, source.read(indices).sizes, indices, seed=3, epoch=0)
+    plan = fastfeed.data.plan.make_plan(
+        transform, source.read(indices, fastfeed._extension.extension().Pool(1)).sizes, indices, seed=3, epoch=0
+    )
     assert 0 < plan.flip.sum() < len(source)
     for i, got in enumerate(images.cpu()):
         (top, left), (height, width) = plan.start[i], plan.shape[i]
         with Image.open(source.samples[i][0]) as image:
             crop = image.crop((left, top, left + width, top + height))
         expected = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32)
-        # At the window's edges DALI repeats the last pixel where Pillow leaves the filter short. Padding the window
-        # with its edge pixels makes Pillow do the same.
-        pad = 10
-        padded = Image.fromarray(np.pad(np.asarray(crop), ((pad, pad), (pad, pad), (0, 0)), mode="edge"))
-        box = (pad, pad, pad + width, pad + height)
-        repeated = np.asarray(padded.resize((size, size), Image.Resampling.BILINEAR, box=box), dtype=np.float32)
         if plan.flip[i]:
-            expected, repeated = expected[:, ::-1], repeated[:, ::-1]
+            expected = expected[:, ::-1]
         got = got.permute(1, 2, 0).numpy()
-        assert np.abs(got - repeated).max() <= 2.01
-        assert np.abs(got - expected)[1:-1, 1:-1].max() <= 2.01
+        if device == "cpu":  # the extension has Pillow's filter, and DALI libjpeg-turbo, as Pillow
+            assert np.array_equal(np.rint(got), expected)
+        else:  # at the window's edges DALI repeats the last pixel where Pillow leaves the filter short
+            assert np.abs(got - expected)[1:-1, 1:-1].max() <= 2.01
 
 
 def test_normalised_batches_are_the_reference_of_the_pixels(folder):
@@ -117,7 +116,7 @@ def test_mixed_batches_are_the_reference_of_the_pixels(folder, device, mix):
     for number in range(2):
         for position, ((pixels, labels), (images, target)) in enumerate(zip(levels, mixed, strict=True)):
             n = len(labels)
-            plan = draw_mix(mix, n, 32, 32, seed=7, epoch=number, batch=position)
+            plan = draw_mix(mix, n, 32, 32, seed=7, epoch=number, batch=4 * position)
             pixels = pixels.cpu().round().byte().permute(0, 2, 3, 1)
             parameters = SampleParameters(n, partner=plan.partner, weight=plan.weight, cut=plan.box)
             expected = finish_reference(pixels, parameters, transforms.train().mean, transforms.train().std)
@@ -262,18 +261,19 @@ def test_chroma_is_interpolated_as_by_pillow(tmp_path, device, tolerance):
 
 
 BAD_FILES = {
-    "empty": (lambda whole: b"", ValueError),
-    "not an image": (lambda whole: b"<html>" * 100, ValueError),
-    "cut in the header": (lambda whole: whole[:100], ValueError),
-    "cut in the data": (lambda whole: whole[: len(whole) // 2], DecodeError),
-    "noise after the header": (lambda whole: whole[:700] + bytes(len(whole)), DecodeError),
+    "empty": lambda whole: b"",
+    "not an image": lambda whole: b"<html>" * 100,
+    "cut in the header": lambda whole: whole[:100],
+    "cut in the data": lambda whole: whole[: len(whole) // 2],
+    "noise after the header": lambda whole: whole[:700] + bytes(len(whole)),
+    "without tables": lambda whole: whole.replace(b"\xff\xdb", b"\xff\xfe"),
 }
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("what", BAD_FILES)
 def test_a_bad_file_is_named_after_the_good_batches_before_it(tmp_path, device, what):
-    spoil, error_type = BAD_FILES[what]
+    spoil = BAD_FILES[what]
     write_folder(tmp_path, {"a": 10}, sizes=((200, 200),))
     bad = tmp_path / "a" / "006.jpg"
     bad.write_bytes(spoil(bad.read_bytes()))
@@ -281,7 +281,7 @@ def test_a_bad_file_is_named_after_the_good_batches_before_it(tmp_path, device, 
     data = loader(tmp_path, 2, transform=transforms.eval(200, resize=200), device=device)
     for _ in range(2):  # and a failed epoch leaves the loader usable
         got = []
-        with pytest.raises(error_type, match="006.jpg"):
+        with pytest.raises(SampleError, match="006.jpg"):
             for _, target in data:
                 got += target.tolist()
         assert len(got) == 6
@@ -292,7 +292,7 @@ def test_a_file_that_vanished_is_named(tmp_path):
     os.remove(tmp_path / "a" / "003.jpg")
     iterator = iter(data)
     assert len(next(iterator)[1]) == 2
-    with pytest.raises(FileNotFoundError, match=r"003.jpg"):
+    with pytest.raises(SampleError, match=r"003.jpg: No such file or directory"):
         next(iterator)
 
 
@@ -393,16 +393,16 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), count)
     assert (result.returncode, result.stdout.strip()) == (0, "4 4"), result.stderr
 
 
-@pytest.mark.parametrize("what", ["empty", "cut in the data"])
+@pytest.mark.parametrize("what", ["empty", "without tables"])
 def test_failed_epochs_leave_no_threads(tmp_path, what):
-    spoil, error_type = BAD_FILES[what]
+    spoil = BAD_FILES[what]
     write_folder(tmp_path, {"a": 4}, sizes=((64, 64),))
     bad = tmp_path / "a" / "002.jpg"
     bad.write_bytes(spoil(bad.read_bytes()))
     data = loader(tmp_path, 2, transform=transforms.eval(64, resize=64))
     counts = []
     for _ in range(6):
-        with pytest.raises(error_type, match=r"002\.jpg"):
+        with pytest.raises(SampleError, match=r"002\.jpg"):
             list(data)
         counts.append(len(os.listdir("/proc/self/task")))
     assert max(counts[1:]) <= counts[1]  # the first error may start threads that DALI keeps for all

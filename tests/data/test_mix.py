@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from fastfeed import transforms
+from fastfeed.data import augment, plan, samplers
 from fastfeed.data import mix as mix_module
-from fastfeed.data import order, plan, transforms
 from fastfeed.data.mix import Mix, MixedTarget, MixPlan, draw_mix, mix_target
 
 N = 20_000
@@ -340,18 +341,24 @@ def test_no_draws_are_shared_with_the_plan_and_the_order(monkeypatch):
 
         return recorded
 
-    for module in (mix_module, plan, order):
+    for module in (mix_module, plan, augment, samplers):
         monkeypatch.setattr(module, "philox", recorder(module.__name__, module.philox))
     for batch in range(3):
         draw(Mix(1.0, 1.0, per="sample"), 40, epoch=0, batch=batch)
         draw(Mix(1.0, 1.0), 40, epoch=1, batch=batch)
-        # Indices whose two words are those of a position and a batch.
-        indices = np.arange(40) + (batch << 32)
+        copies = np.full(40, batch)  # which stand where a batch does
+        transform = transforms.train(8, auto_augment="rand", color_jitter=transforms.ColorJitter(0.5), erase=0.5)
         for epoch in range(2):
-            plan.make_plan(transforms.train(8), np.full((40, 2), 50), indices, seed=5, epoch=epoch)
+            size = np.full((40, 2), 50)
+            made = plan.make_plan(transform, size, np.arange(40), copies, seed=5, epoch=epoch)
+            plan.draw_augmentations(transform, made, np.arange(40), copies, seed=5, epoch=epoch, size=(8, 8))
     for epoch in range(2):
-        order.epoch_order(80, shuffle=True, seed=5, epoch=epoch)
-    mix_counters, plan_counters, order_counters = (counters[m.__name__] for m in (mix_module, plan, order))
+        samplers.WeightedSampler([1.0] * 80).picks(80, None, seed=5, epoch=epoch)
+    mix_counters = counters[mix_module.__name__]
+    plan_counters = counters[plan.__name__] + counters[augment.__name__]
+    order_counters = counters[samplers.__name__]
+    assert not set(plan_counters) & set(order_counters)
+    assert not set(counters[plan.__name__]) & set(counters[augment.__name__])
     assert len(set(mix_counters)) == len(mix_counters) == 2 * 3 * 40 * 3
     assert not set(mix_counters) & set(plan_counters)
     assert not set(mix_counters) & set(order_counters)

@@ -1,0 +1,121 @@
+"""Samples that cannot be used: what is done about them, and the report."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+_LOG = logging.getLogger("fastfeed")
+
+MODES = ("raise", "replace", "drop")
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be used.
+
+    Attributes:
+        index: in the dataset.
+        path: of the file, or the shard and the member.
+        reason: why.
+        epoch: in which it was met.
+    """
+
+    index: int
+    path: str
+    reason: str
+    epoch: int
+
+
+class SampleError(RuntimeError):
+    """A sample that cannot be used; the message names the file, the reason and the way out.
+
+    Attributes:
+        samples: the bad samples of the batch, the first one at least.
+    """
+
+    def __init__(self, message: str, samples: list[BadSample]) -> None:
+        super().__init__(message, samples)
+        self.samples = samples
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Report:
+    """The bad samples that a loader has met, and when there are too many.
+
+    Args:
+        mode: "raise", "replace" or "drop".
+        budget: how many bad samples an epoch may have, as a count (int) or a share of the epoch (float); None: any.
+
+    Attributes:
+        samples: all so far, each once.
+
+    Raises:
+        ValueError: for another mode or a budget out of range.
+    """
+
+    def __init__(self, mode: str, budget: float | None) -> None:
+        if mode not in MODES:
+            raise ValueError(f"on_error is {mode!r}; expected 'raise', 'replace' or 'drop'")
+        whole = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 0
+        if budget is not None and not whole and not (isinstance(budget, float) and 0 <= budget <= 1):
+            raise ValueError(
+                f"max_errors is {budget!r}; expected a count (an int, 0 or more), a share of the epoch (a float, 0.0 "
+                "to 1.0), or None for any number"
+            )
+        self.mode = mode
+        self.budget = budget
+        self.samples: list[BadSample] = []
+        self._known: set[int] = set()
+        self._of_epoch: tuple[int, set[int]] = (-1, set())
+
+    def add(self, reasons: Mapping[int, tuple[str, str]], epoch: int, epoch_size: int) -> None:
+        """Take up bad samples, as index -> (path, reason), and log those that are new.
+
+        Raises:
+            SampleError: in mode "raise", or if the epoch now has more than the budget allows.
+        """
+        bad = [BadSample(index, path, reason, epoch) for index, (path, reason) in reasons.items()]
+        if not bad:
+            return
+        if self._of_epoch[0] != epoch:
+            self._of_epoch = epoch, set()
+        self._of_epoch[1].update(reasons)
+        for sample in bad:
+            if sample.index not in self._known:
+                self._known.add(sample.index)
+                self.samples.append(sample)
+                if self.mode != "raise":
+                    _LOG.warning("%s sample %d, %s: %s", self._verb(), sample.index, sample.path, sample.reason)
+        first = bad[0]
+        if self.mode == "raise":
+            others = f" (and {len(bad) - 1} more in this batch)" if len(bad) > 1 else ""
+            raise SampleError(
+                f"cannot use {first.path}: {first.reason}{others}. Replace or remove the file; on_error='replace' or "
+                "'drop' goes on without it, and `fastfeed scan` finds all bad files",
+                bad,
+            )
+        count = len(self._of_epoch[1])
+        if self.budget is not None:
+            allowed = self.budget if isinstance(self.budget, int) else int(self.budget * epoch_size)
+            if count > allowed:
+                raise SampleError(
+                    f"{count} of the epoch's {epoch_size} samples are bad, and max_errors={self.budget!r} allows "
+                    f"{allowed}: the last is {first.path}: {first.reason}. `loader.errors` lists them",
+                    bad,
+                )
+
+    def select(self, n: int, bad: Iterable[int]) -> list[int]:
+        """Return which of a batch's N positions are taken: for each bad one the next good one, or none.
+
+        Where all are bad, "replace" takes them as they are.
+        """
+        bad = set(bad)
+        good = [i for i in range(n) if i not in bad]
+        if self.mode == "drop":
+            return good
+        return [i if i not in bad else next((j for j in good if j > i), good[0]) if good else i for i in range(n)]
+
+    def _verb(self) -> str:
+        return "replacing" if self.mode == "replace" else "dropping"

@@ -1,0 +1,99 @@
+"""Batches before their pixels: read and planned, ahead of the consumer, in a thread of their own."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastfeed._extension import extension
+from fastfeed.data.graph import BLANK, Entry
+from fastfeed.data.order import BatchPicks
+from fastfeed.data.plan import blank, draw_augmentations, make_plan, too_small
+from fastfeed.data.schedule import SizeSchedule
+from fastfeed.data.sources import Source
+from fastfeed.data.transforms import Transform, output_size
+
+
+@dataclass
+class Prepared:
+    """A batch of N samples that is read and planned.
+
+    Attributes:
+        entry: for the graph.
+        picks: which samples these are.
+        targets: a pytree of tensors, [N, ...].
+        names: N names to put into messages.
+        bad: position in the batch -> why the sample cannot be used; `entry` has BLANK in its place.
+    """
+
+    entry: Entry
+    picks: BatchPicks
+    targets: Any
+    names: list[str]
+    bad: dict[int, str]
+
+
+class Preparer:
+    """Reads and plans batches.
+
+    Args:
+        source: of the samples.
+        transform: what to plan.
+        seed: 64 bits.
+        size: height and width by epoch and step; None: the transform's.
+        max_pixels: more than these make an image bad.
+        exif: whether images are rotated by their EXIF orientation.
+        threads: that read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        *,
+        seed: int,
+        size: SizeSchedule | None,
+        max_pixels: int,
+        exif: bool,
+        threads: int,
+    ) -> None:
+        self._source = source
+        self._transform = transform
+        self._seed = seed
+        self._size = size
+        self._max_pixels = max_pixels
+        self._exif = exif
+        self._pool = extension().Pool(threads)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": self._pool.threads}  # threads, which no copy can share
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _pool=extension().Pool(state["_pool"]))
+
+    def prepare(self, epoch: int, picks: BatchPicks) -> Prepared:
+        """Read and plan one batch."""
+        read = self._source.read(picks.index, self._pool)
+        bad = {i: error for i, error in enumerate(read.errors) if error is not None}
+        sizes = read.sizes
+        if self._exif:  # an orientation above 4 lies on its side
+            sizes = np.where((read.orientation > 4)[:, None], sizes[:, ::-1], sizes)
+        for i in np.flatnonzero(sizes.prod(axis=1) > self._max_pixels).tolist():
+            h, w = sizes[i]
+            bad.setdefault(i, f"its header says {h} x {w} pixels, and max_pixels is {self._max_pixels}")
+        for i in np.flatnonzero(too_small(self._transform, sizes)).tolist():
+            h, w = sizes[i]
+            bad.setdefault(i, f"it has {h} x {w} pixels, less than the crop of {self._transform.size}; pad_if_needed?")
+        size = self._transform.size if self._size is None else output_size(self._size(epoch, picks.step))
+        positions = list(bad)
+        sizes = sizes.copy()
+        sizes[positions] = size  # of which any transform can make a plan
+        plan = make_plan(self._transform, sizes, picks.index, picks.copy, seed=self._seed, epoch=epoch, size=size)
+        blank(plan, positions)
+        data = list(read.data)
+        for i in positions:
+            data[i] = BLANK
+        operations = draw_augmentations(
+            self._transform, plan, picks.index, picks.copy, seed=self._seed, epoch=epoch, size=size
+        )
+        return Prepared(Entry(data, plan, size, operations), picks, read.targets, read.names, bad)

@@ -1,0 +1,140 @@
+"""A folder of class folders."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastfeed.data.sources.base import IMAGE_EXTENSIONS, EncodedBatch, Source
+
+_Identity = tuple[int, int]  # device and inode
+
+
+class FolderSource(Source):
+    """A folder of class folders: root/<class>/**/<image>, classes and files in sorted order.
+
+    The layout and order of ``torchvision.datasets.ImageFolder``; links are followed, but not to a folder that they lie
+    in. JPEG, PNG, BMP and WebP. Files and class folders whose names begin with a dot, as other programs leave them, are
+    passed over.
+
+    Args:
+        root: the folder.
+
+    Attributes:
+        classes: class names; a target is an index into them.
+        samples: (path, class index) pairs.
+
+    Raises:
+        FileNotFoundError: if `root` does not exist, has no class folders, or one of them holds no images.
+        NotADirectoryError: if `root` is a file.
+        PermissionError: for a folder that may not be read.
+    """
+
+    classes: list[str]
+    labels: npt.NDArray[np.int64]
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        if not os.fspath(root):
+            raise FileNotFoundError("the path of the folder is empty")
+        self.root = Path(root)
+        if not self.root.exists():
+            raise FileNotFoundError(
+                f"no such folder: {self.root}. Expected a folder of class folders with images in them"
+            )
+        if not self.root.is_dir():
+            raise NotADirectoryError(
+                f"not a folder: {self.root}. Expected a folder of class folders with images in them"
+            )
+        self.classes = sorted(entry.name for entry in os.scandir(self.root) if _is_class(entry))
+        if not self.classes:
+            raise FileNotFoundError(_no_classes(self.root))
+        self.samples: list[tuple[str, int]] = []
+        empty = []
+        for target, name in enumerate(self.classes):
+            images = _images_under(self.root, name)
+            self.samples += [(path, target) for path in images]
+            if not images:
+                empty.append(name)
+        if empty:
+            raise FileNotFoundError(
+                f"no images in {len(empty)} of the {len(self.classes)} class folders of {self.root}: {_some(empty)}. "
+                f"Expected files that end in {', '.join(IMAGE_EXTENSIONS)}; remove folders that are not classes"
+            )
+        self.labels = np.array([target for _, target in self.samples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Images in the folder."""
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        """Return a sample's path."""
+        return self.samples[index][0]
+
+    def read(self, indices: npt.ArrayLike, pool: Any) -> EncodedBatch:
+        """Read files: see `Source.read`. Targets are class indices, [N] int64."""
+        indices = self._checked(indices)
+        return self._read_files([self.samples[i][0] for i in indices], torch.from_numpy(self.labels[indices]), pool)
+
+    def subset(self, indices: npt.ArrayLike) -> "FolderSource":
+        """Return a source of the samples at `indices`, in that order, with the same classes."""
+        indices = self._checked(indices)
+        chosen = object.__new__(FolderSource)
+        chosen.root, chosen.classes = self.root, self.classes
+        chosen.samples = [self.samples[i] for i in indices]
+        chosen.labels = self.labels[indices]
+        return chosen
+
+
+def _is_class(entry: "os.DirEntry[str]") -> bool:
+    return _is_folder(entry) and not entry.name.startswith(".")
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(folder: str | Path) -> _Identity:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _images_under(root: Path, name: str) -> list[str]:
+    # Not os.walk, which passes over folders that it may not read, and follows a link into a folder above it for ever.
+    listed: list[tuple[str, list[str]]] = []
+    todo: list[tuple[str, frozenset[_Identity]]] = [(str(root / name), frozenset([_identity(root)]))]
+    while todo:
+        folder, above = todo.pop()
+        identity = _identity(folder)
+        if identity in above:
+            continue
+        files = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _is_folder(entry):
+                    todo.append((os.path.join(folder, entry.name), above | {identity}))
+                elif entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith("."):
+                    files.append(entry.name)
+        listed.append((folder, sorted(files)))
+    # The order of ImageFolder: by folder, then by file.
+    return [os.path.join(folder, file) for folder, files in sorted(listed) for file in files]
+
+
+def _no_classes(root: Path) -> str:
+    images = [entry.name for entry in os.scandir(root) if entry.name.lower().endswith(IMAGE_EXTENSIONS)]
+    if images:
+        return (
+            f"no class folders in {root}: its {len(images)} images lie directly in it. Move them into one folder per "
+            "class, such as cat/ and dog/"
+        )
+    return f"no class folders in {root}. Expected {root}/<class>/<image>.jpg"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

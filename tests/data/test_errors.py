@@ -1,0 +1,70 @@
+import logging
+import pickle
+
+import pytest
+
+from fastfeed.data.errors import BadSample, Report, SampleError
+
+
+def reasons(*indices):
+    return {i: (f"{i}.jpg", "empty") for i in indices}
+
+
+def test_raise():
+    report = Report("raise", None)
+    report.add({}, 0, 10)
+    with pytest.raises(SampleError, match=r"cannot use 3.jpg: empty \(and 1 more in this batch\)") as raised:
+        report.add(reasons(3, 5), 0, 10)
+    assert raised.value.samples == [BadSample(3, "3.jpg", "empty", 0), BadSample(5, "5.jpg", "empty", 0)]
+    copy = pickle.loads(pickle.dumps(raised.value))
+    assert (str(copy), copy.samples) == (str(raised.value), raised.value.samples)
+    with pytest.raises(SampleError, match=r"cannot use 3.jpg: empty. Replace"):
+        report.add(reasons(3), 0, 10)
+
+
+@pytest.mark.parametrize(("mode", "verb"), [("replace", "replacing"), ("drop", "dropping")])
+def test_report_and_log_each_sample_once(caplog, mode, verb):
+    report = Report(mode, None)
+    with caplog.at_level(logging.WARNING, "fastfeed"):
+        report.add(reasons(3), 0, 10)
+        report.add(reasons(4, 3), 1, 10)
+    assert report.samples == [BadSample(3, "3.jpg", "empty", 0), BadSample(4, "4.jpg", "empty", 1)]
+    assert [record.message for record in caplog.records] == [
+        f"{verb} sample 3, 3.jpg: empty",
+        f"{verb} sample 4, 4.jpg: empty",
+    ]
+
+
+@pytest.mark.parametrize(("budget", "allowed"), [(0, 0), (2, 2), (0.0, 0), (0.25, 2), (1.0, 10)])
+def test_budget_of_an_epoch(budget, allowed):
+    report = Report("drop", budget)
+    for epoch in (0, 1):  # the second one has its own
+        for i in range(allowed):
+            report.add(reasons(i), epoch, 10)
+            report.add(reasons(i), epoch, 10)  # the same one counts once
+    with pytest.raises(SampleError, match=f"{allowed + 1} of the epoch's 10 samples are bad, and max_errors={budget}"):
+        report.add(reasons(99), 1, 10)
+
+
+@pytest.mark.parametrize(("mode", "n", "bad", "taken"), [
+    ("replace", 4, [1], [0, 2, 2, 3]),
+    ("replace", 4, [3], [0, 1, 2, 0]),
+    ("replace", 4, [0, 1, 3], [2, 2, 2, 2]),
+    ("replace", 2, [0, 1], [0, 1]),
+    ("drop", 4, [1, 3], [0, 2]),
+    ("drop", 2, [0, 1], []),
+])  # fmt: skip
+def test_who_stands_in(mode, n, bad, taken):
+    assert Report(mode, None).select(n, bad) == taken
+
+
+@pytest.mark.parametrize(("mode", "budget", "message"), [
+    ("skip", None, "on_error is 'skip'"),
+    ("drop", -1, "max_errors is -1"),
+    ("drop", 1.5, "max_errors is 1.5"),
+    ("drop", True, "max_errors is True"),
+    ("drop", "1", "max_errors is '1'"),
+])  # fmt: skip
+def test_bad_arguments(mode, budget, message):
+    with pytest.raises(ValueError, match=message):
+        Report(mode, budget)
