@@ -9,7 +9,7 @@ import torch
 
 from fastfeed._extension import extension
 from fastfeed._version import __version__
-from fastfeed.data.graph import dali_install_line, import_dali
+from fastfeed.data.dali import dali_install_line, import_dali
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def test_pre_commit_uses_the_pinned_ruff():
 
 
 def test_every_package_is_listed():
-    listed = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    listed = re.search(r"^packages = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "fastfeed").rglob("__init__.py")}
     assert set(re.findall(r'"(.+?)"', listed)) == found | {"fastfeed.kernels"}
 

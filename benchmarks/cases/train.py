@@ -23,7 +23,7 @@ from benchmarks.case import Case, Options, largest_error
 from benchmarks.peers import need
 from benchmarks.results import Span
 from benchmarks.steps import FIRST, Begin, typical_step
-from fastfeed.data.graph import dali_install_line
+from fastfeed.data.dali import dali_install_line
 from fastfeed.demo.baseline import PillowFolder
 from fastfeed.demo.draw import draw_dataset
 from fastfeed.demo.network import SmallResNet

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.loaders.recipe import FLIP, MEAN_255, RATIO, SCALE, STD_255, Batches, Recipe
 from benchmarks.peers import need
-from fastfeed.data.graph import dali_install_line
+from fastfeed.data.dali import dali_install_line
 
 AHEAD = 2  # batches in flight: DALI's default
 

@@ -3,7 +3,7 @@
 import fastfeed
 from benchmarks.loaders.recipe import FLIP, MEAN, RATIO, SCALE, STD, Batches, Recipe
 from benchmarks.peers import need
-from fastfeed.data.graph import dali_install_line
+from fastfeed.data.dali import dali_install_line
 from fastfeed.data.transforms import CenterCrop, RandomResizedCrop, Transform
 
 

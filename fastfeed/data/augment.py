@@ -214,7 +214,7 @@ class Operations:
     magnitude: npt.NDArray[np.float32]
     fill: tuple[int, int, int] = (0, 0, 0)
 
-    def at(self, samples: slice) -> "Operations":
+    def at(self, samples: slice | npt.NDArray[np.int64]) -> "Operations":
         """Return the operations of some of the samples."""
         return Operations(self.kind[samples], self.magnitude[samples], self.fill)
 

@@ -22,7 +22,7 @@ from fastfeed.data.augment import (
     Step,
     TrivialAugmentWide,
 )
-from fastfeed.data.graph import import_dali
+from fastfeed.data.dali import import_dali
 from fastfeed.data.policies import POLICIES, Kind, trivial_augment_space
 
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2, in 16 bits of fixed point

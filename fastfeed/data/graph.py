@@ -10,39 +10,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
 from fastfeed._extension import extension
-from fastfeed.data.augment import Operations, augment_
-from fastfeed.data.plan import Plan
-from fastfeed.data.transforms import INTERPOLATIONS, RandomCrop, Transform, rgb_fill
-
-# One grey pixel, as a BMP file: it stands in for an image that cannot be read.
-BLANK = np.frombuffer(
-    b"BM\x3a\0\0\0\0\0\0\0\x36\0\0\0"  # 58 bytes, the pixels from byte 54
-    b"\x28\0\0\0\1\0\0\0\1\0\0\0\1\0\x18\0\0\0\0\0\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"  # 1 x 1, 24 bits
-    b"\x80\x80\x80\0",
-    np.uint8,
-)
-
-
-class Entry:
-    """A batch in the graph: what it was given, and which samples turned out to be bad."""
-
-    def __init__(
-        self,
-        data: list[npt.NDArray[np.uint8]],
-        plan: Plan,
-        size: tuple[int, int],
-        operations: Operations | None = None,
-    ) -> None:
-        self.data = data
-        self.plan = plan
-        self.size = size
-        self.operations = operations
-        self.failed: dict[int, str] = {}  # position in the batch -> reason
+from fastfeed.data.augment import augment_
+from fastfeed.data.pipeline import BLANK, Entry, build_pipeline, feed
+from fastfeed.data.plan import blank
+from fastfeed.data.transforms import RandomCrop, Transform, rgb_fill
 
 
 class Images:
@@ -77,13 +52,22 @@ class Graph:
         threads: CPU threads, of DALI and of the resampling.
         depth: batches in flight.
         exif: rotate images by their EXIF orientation before anything else.
+        whole: whether DALI resizes and augments too; by default on a GPU.
 
     Raises:
         ImportError: if DALI is not installed.
     """
 
     def __init__(
-        self, transform: Transform, max_batch_size: int, device: torch.device, threads: int, depth: int, *, exif: bool
+        self,
+        transform: Transform,
+        max_batch_size: int,
+        device: torch.device,
+        threads: int,
+        depth: int,
+        *,
+        exif: bool = False,
+        whole: bool | None = None,
     ) -> None:
         self._transform = transform
         self._max_batch_size = max_batch_size
@@ -91,6 +75,7 @@ class Graph:
         self._threads = threads
         self._depth = depth
         self._exif = exif
+        self._whole = device.type == "cuda" if whole is None else whole
         self._in_flight: deque[Entry | None] = deque()  # None: a filler, not wanted
         self._started = False
         self._pool = extension().Pool(threads)
@@ -99,6 +84,9 @@ class Graph:
 
     def submit(self, entry: Entry) -> None:
         """Start work on a batch; returns at once. At most `depth` batches may be in flight."""
+        if len(entry.data) > self._max_batch_size:  # of a batch sampler, whose sizes nobody knows before
+            self._max_batch_size = len(entry.data)
+            self._rebuild()
         self._in_flight.append(entry)
         self._feed(self._pipeline, entry)
         if self._started:
@@ -149,73 +137,18 @@ class Graph:
             self._rebuild()
 
     def _build(self, max_batch_size: int, threads: int, depth: int) -> Any:
-        dali = import_dali()
-        on_gpu = self._device.type == "cuda"
-        pipeline = dali.Pipeline(
+        return build_pipeline(
+            self._transform,
             max_batch_size,
-            num_threads=threads,
-            device_id=self._device.index if on_gpu else None,
-            prefetch_queue_depth=depth,
-        )
-
-        def given(name: str, dtype: Any) -> Any:
-            # Not copied: `Entry` keeps the arrays for as long as the batch is in flight.
-            return dali.fn.external_source(name=name, dtype=dtype, ndim=1, no_copy=not on_gpu)
-
-        with pipeline:
-            images = dali.fn.decoders.image_slice(
-                given("encoded", dali.types.UINT8),
-                given("start", dali.types.INT32),
-                given("shape", dali.types.INT32),
-                axes=[0, 1],
-                device="mixed" if on_gpu else "cpu",
-                output_type=dali.types.RGB,
-                # As torchvision (Pillow) does; DALI's defaults differ.
-                adjust_orientation=self._exif,
-                jpeg_fancy_upsampling=True,
-            )
-            if on_gpu:
-                images = self._resized(dali, images, given)
-            pipeline.set_outputs(images)
-        pipeline.build()
-        return pipeline
-
-    def _resized(self, dali: Any, images: Any, given: Any) -> Any:
-        filters = (dali.types.INTERP_LINEAR, dali.types.INTERP_CUBIC, dali.types.INTERP_LANCZOS3)
-        crop = self._transform.crop
-        if isinstance(crop, RandomCrop):
-            return dali.fn.slice(
-                images,
-                given("corner", dali.types.INT32),
-                given("size", dali.types.INT32),
-                axes=[0, 1],
-                out_of_bounds_policy="pad",
-                fill_values=[float(level) for level in rgb_fill("RandomCrop", crop.fill)],
-            )
-        return dali.fn.resize(
-            images,
-            size=given("size", dali.types.FLOAT),
-            roi_start=given("roi_start", dali.types.FLOAT),
-            roi_end=given("roi_end", dali.types.FLOAT),
-            interp_type=filters[INTERPOLATIONS.index(crop.interpolation)],
-            antialias=True,
+            threads,
+            depth,
+            device_id=self._device.index if self._device.type == "cuda" else None,
+            whole=self._whole,
+            exif=self._exif,
         )
 
     def _feed(self, pipeline: Any, entry: Entry) -> None:
-        plan = entry.plan
-        pipeline.feed_input("encoded", entry.data)
-        pipeline.feed_input("start", plan.start)
-        pipeline.feed_input("shape", plan.shape)
-        if self._device.type == "cpu":
-            return
-        size = np.tile(np.array(entry.size), (len(entry.data), 1))
-        if isinstance(self._transform.crop, RandomCrop):
-            pipeline.feed_input("corner", -plan.place[:, :2])
-            pipeline.feed_input("size", size.astype(np.int32))
-        else:
-            pipeline.feed_input("size", size.astype(np.float32))
-            pipeline.feed_input("roi_start", plan.box[:, :2].astype(np.float32))
-            pipeline.feed_input("roi_end", plan.box[:, 2:].astype(np.float32))
+        feed(pipeline, self._transform, entry, whole=self._whole)
 
     def _start(self) -> None:
         self._pipeline.schedule_run()
@@ -228,7 +161,7 @@ class Graph:
         return output
 
     def _images(self, windows: Any, entry: Entry) -> Images:
-        if self._device.type == "cuda":
+        if self._whole:
             return Images(torch.utils.dlpack.from_dlpack(windows.as_tensor()))
         height, width = entry.size
         n = len(entry.data)
@@ -267,7 +200,8 @@ class Graph:
         failed = {}
         for i in range(len(entry.data)):
             sample = np.array([i])
-            one = Entry([entry.data[i]], entry.plan.at(sample), entry.size)
+            operations = None if entry.operations is None else entry.operations.at(sample)
+            one = Entry([entry.data[i]], entry.plan.at(sample), entry.size, operations)
             try:
                 self._feed(alone, one)
                 alone.schedule_run()
@@ -280,8 +214,7 @@ class Graph:
             raise RuntimeError(f"DALI failed on a batch whose images it can decode one by one: {error}") from error
         for i in failed:
             entry.data[i] = BLANK
-            entry.plan.start[i], entry.plan.shape[i] = 0, 1
-            entry.plan.box[i] = 0, 0, 1, 1
+        blank(entry.plan, list(failed))
         entry.failed.update(failed)
         self._rebuild()
 
@@ -293,26 +226,3 @@ class Graph:
         self._in_flight.clear()
         for entry in again:
             self.submit(entry)
-
-
-def import_dali() -> Any:
-    """Return nvidia.dali with fn and types.
-
-    Raises:
-        ImportError: with the pip line to install it.
-    """
-    try:
-        import nvidia.dali
-        import nvidia.dali.fn
-        import nvidia.dali.types
-    except ModuleNotFoundError as error:
-        if error.name not in ("nvidia", "nvidia.dali"):
-            raise
-        raise ImportError(f"fastfeed.DataLoader needs NVIDIA DALI. Install it with: {dali_install_line()}") from error
-    return nvidia.dali
-
-
-def dali_install_line() -> str:
-    """Return the pip command that installs the DALI that goes with this PyTorch."""
-    major = "120" if (torch.version.cuda or "").startswith("12.") else "130"
-    return f'pip install "nvidia-dali-cuda{major}>=2.4,<3"'

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from fastfeed._extension import extension
-from fastfeed.data.graph import BLANK, Entry
 from fastfeed.data.order import BatchPicks
+from fastfeed.data.pipeline import BLANK, Entry
 from fastfeed.data.plan import blank, draw_augmentations, make_plan, too_small
 from fastfeed.data.schedule import SizeSchedule
 from fastfeed.data.sources import Source

@@ -313,7 +313,7 @@ def test_pickle(value):
     (lambda: draw(AutoAugment(), RandAugment(fill=3), n=1), ValueError, r"fills, \(0, 0, 0\) and \(3, 3, 3\)"),
     (lambda: draw(JITTER, indices=[-1]), ValueError, "indices are from -1 to -1; expected 0 to"),
     (lambda: draw(JITTER, indices=[0, 2**32]), ValueError, "indices are from 0 to 4294967296"),
-    (lambda: draw(JITTER, indices=[0], copies=[2**32]), ValueError, "copies are from 4294967296 to 4294967296; expected 0 to"),
+    (lambda: draw(JITTER, indices=[0], copies=[2**32]), ValueError, "copies are from 4294967296 to"),
 ])  # fmt: skip
 def test_bad_arguments(make, error, message):
     with pytest.raises(error, match=message):

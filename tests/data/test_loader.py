@@ -338,7 +338,7 @@ def test_a_gpu_that_is_not_there_beside_one_that_is(folder, monkeypatch):
 @pytest.mark.parametrize(("cuda", "package"), [("12.9", "cuda120"), ("13.0", "cuda130"), (None, "cuda130")])
 def test_install_line_is_for_the_cuda_of_pytorch(monkeypatch, cuda, package):
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    assert f"nvidia-dali-{package}>" in fastfeed.data.graph.dali_install_line()
+    assert f"nvidia-dali-{package}>" in fastfeed.data.dali.dali_install_line()
 
 
 def test_an_extension_without_cuda_asked_to_use_it(folder, monkeypatch):

@@ -1,0 +1,150 @@
+"""The DALI pipelines that the graph runs: windows alone, or whole images."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastfeed.data.augment import Operations
+from fastfeed.data.augment_dali import apply_operations, pack, possible_kinds
+from fastfeed.data.dali import import_dali
+from fastfeed.data.plan import Plan, augmentation_steps
+from fastfeed.data.policies import Kind
+from fastfeed.data.transforms import INTERPOLATIONS, RandomCrop, Transform, rgb_fill
+
+# One grey pixel, as a BMP file: it stands in for an image that cannot be read.
+BLANK = np.frombuffer(
+    b"BM\x3a\0\0\0\0\0\0\0\x36\0\0\0"  # 58 bytes, the pixels from byte 54
+    b"\x28\0\0\0\1\0\0\0\1\0\0\0\1\0\x18\0\0\0\0\0\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"  # 1 x 1, 24 bits
+    b"\x80\x80\x80\0",
+    np.uint8,
+)
+
+
+class Entry:
+    """A batch in the graph: what it was given, and which samples turned out to be bad."""
+
+    def __init__(
+        self,
+        data: list[npt.NDArray[np.uint8]],
+        plan: Plan,
+        size: tuple[int, int],
+        operations: Operations | None = None,
+    ) -> None:
+        self.data = data
+        self.plan = plan
+        self.size = size
+        self.operations = operations
+        self.failed: dict[int, str] = {}  # position in the batch -> reason
+        self.inputs: dict[str, npt.NDArray[Any]] = {}  # what DALI was given besides
+
+
+def build_pipeline(
+    transform: Transform,
+    max_batch_size: int,
+    threads: int,
+    depth: int,
+    *,
+    device_id: int | None,
+    whole: bool,
+    exif: bool,
+) -> Any:
+    """Build a pipeline that decodes windows, and, if it does the whole, resizes and augments them.
+
+    Args:
+        transform: whose crop and augmentations decide what there is to be done.
+        max_batch_size: of any batch that is fed.
+        threads: CPU threads.
+        depth: batches in flight.
+        device_id: of a GPU, or None for the CPU.
+        whole: whether images come out as [H, W, 3] of one size, or windows of theirs.
+        exif: rotate images by their EXIF orientation before anything else.
+
+    Raises:
+        ImportError: if DALI is not installed.
+    """
+    dali = import_dali()
+    fn, types = dali.fn, dali.types
+    on_gpu = device_id is not None
+    steps = augmentation_steps(transform)
+    kinds = possible_kinds(steps)
+    if transform.auto_augment is not None:  # see draw_augmentations
+        kinds = [frozenset({Kind.HORIZONTAL_FLIP}), frozenset({Kind.VERTICAL_FLIP}), *kinds]
+    fill = getattr(transform.auto_augment, "fill", None) or 0
+
+    def given(name: str, dtype: Any, ndim: int = 1) -> Any:
+        # Not copied on the CPU: `Entry` keeps the arrays for as long as the batch is in flight.
+        return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=not on_gpu)
+
+    def define() -> Any:
+        images = fn.decoders.image_slice(
+            given("encoded", types.UINT8),
+            given("start", types.INT32),
+            given("shape", types.INT32),
+            axes=[0, 1],
+            device="mixed" if on_gpu else "cpu",
+            output_type=types.RGB,
+            # As torchvision (Pillow) does; DALI's defaults differ.
+            adjust_orientation=exif,
+            jpeg_fancy_upsampling=True,
+        )
+        if whole:
+            images = _resized(dali, transform, images, given)
+        if whole and len(kinds) > 0:
+            images = apply_operations(images, given("operations", types.FLOAT, 2), kinds, rgb_fill("fill", fill))
+        return images
+
+    pipeline = dali.pipeline_def(define, enable_conditionals=whole and len(kinds) > 0)(
+        batch_size=max_batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=depth
+    )
+    pipeline.build()
+    return pipeline
+
+
+def _resized(dali: Any, transform: Transform, images: Any, given: Any) -> Any:
+    crop = transform.crop
+    if isinstance(crop, RandomCrop):
+        return dali.fn.slice(
+            images,
+            given("corner", dali.types.INT32),
+            given("size", dali.types.INT32),
+            axes=[0, 1],
+            out_of_bounds_policy="pad",
+            fill_values=[float(level) for level in rgb_fill("RandomCrop", crop.fill)],
+        )
+    filters = (dali.types.INTERP_LINEAR, dali.types.INTERP_CUBIC, dali.types.INTERP_LANCZOS3)
+    return dali.fn.resize(
+        images,
+        size=given("size", dali.types.FLOAT),
+        roi_start=given("roi_start", dali.types.FLOAT),
+        roi_end=given("roi_end", dali.types.FLOAT),
+        interp_type=filters[INTERPOLATIONS.index(crop.interpolation)],
+        antialias=True,
+    )
+
+
+def feed(pipeline: Any, transform: Transform, entry: Entry, *, whole: bool) -> None:
+    """Give a batch to a pipeline; `whole` as it was built."""
+    plan = entry.plan
+    pipeline.feed_input("encoded", entry.data)
+    pipeline.feed_input("start", plan.start)
+    pipeline.feed_input("shape", plan.shape)
+    if not whole:
+        return
+    size = np.tile(np.array(entry.size), (len(entry.data), 1))
+    inputs: dict[str, npt.NDArray[Any]]
+    if isinstance(transform.crop, RandomCrop):
+        # From beyond the pixel that is decoded, where none of it is placed.
+        corner = np.where(plan.place[:, 2:3] == 0, np.int32(1), -plan.place[:, :2])
+        inputs = {"corner": corner, "size": size.astype(np.int32)}
+    else:
+        inputs = {
+            "size": size.astype(np.float32),
+            "roi_start": plan.box[:, :2].astype(np.float32),
+            "roi_end": plan.box[:, 2:].astype(np.float32),
+        }
+    if entry.operations is not None:
+        inputs["operations"] = pack(entry.operations)
+    entry.inputs = inputs  # kept: they are not copied
+    for name, values in inputs.items():
+        pipeline.feed_input(name, values)
