@@ -18,8 +18,8 @@ def ahead(source: Iterable[T], depth: int) -> Generator[T, None, None]:
     items: SimpleQueue[tuple[T | None, BaseException | None, bool]] = SimpleQueue()
     room, closed = threading.Semaphore(depth), threading.Event()
     thread = threading.Thread(target=_run, args=(iter(source), items, room, closed), name="fastfeed-ahead", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while True:
             item, error, more = items.get()
             if error is not None:
@@ -35,7 +35,8 @@ def ahead(source: Iterable[T], depth: int) -> Generator[T, None, None]:
     finally:
         closed.set()
         room.release()
-        thread.join()
+        if thread.is_alive():  # an interrupt may come before it is
+            thread.join()
 
 
 def _run(

@@ -245,9 +245,13 @@ class Finish:
         self._acquire()
 
     def _acquire(self) -> None:
-        threads, spare_outputs = self._resources
         self._on_gpu: dict[torch.device, tuple[torch.Tensor, torch.cuda.Event]] = {}  # mean and std
         self._normalizer = extension().Normalizer(self.mean, self.std)
+        self.close()
+
+    def close(self) -> None:
+        """Give back the threads, and the memory of outputs that nobody holds; the next batch takes new ones."""
+        threads, spare_outputs = self._resources
         self.pool = extension().Pool(threads)
         self._recycler = extension().Recycler(spare_outputs)
 

@@ -47,7 +47,7 @@ class Graph:
 
     Args:
         transform: whose crop decides how windows become the output.
-        max_batch_size: of any batch submitted.
+        max_batch_size: of the batches that are submitted. A larger one is taken too, at the price of another build.
         device: the CPU or a CUDA device, with its index.
         threads: CPU threads, of DALI and of the resampling.
         depth: batches in flight.

@@ -10,7 +10,7 @@ import torch
 
 from fastfeed.data.arguments import check_whole, choose_device
 from fastfeed.data.background import ahead
-from fastfeed.data.errors import BadSample, Report
+from fastfeed.data.errors import BadSample, Report, SampleError
 from fastfeed.data.finish import Finish, SampleParameters
 from fastfeed.data.graph import Graph, Images
 from fastfeed.data.mix import Mix, draw_mix, mix_target
@@ -233,6 +233,12 @@ class DataLoader:
             KeyError: for a state of something else.
             ValueError: for the state of a loader with another seed, or of a dataset of another size.
         """
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise KeyError(
+                f"the state has no {', '.join(sorted(missing))}, only {', '.join(map(str, state)) or 'nothing'}: expected "
+                "what DataLoader.state_dict() returned"
+            )
         for name, own in (("seed", self.seed), ("samples", len(self.source))):
             if state[name] != own:
                 raise ValueError(
@@ -259,6 +265,8 @@ class DataLoader:
         """Give back threads and memory. The loader can be used again; a running iterator ends with its own close."""
         self._idle_graph = None
         self._rings.close()
+        self._preparer.close()
+        self._finish.close()
 
     def _make_sampler(self, sampler: Any, batch_sampler: Any) -> Sampler | TorchSampler:
         if batch_sampler is not None:
@@ -328,10 +336,13 @@ class DataLoader:
                         yield work
             if error is not None:
                 raise error
+            self._idle_graph = graph
+        except (GeneratorExit, SampleError):
+            self._idle_graph = graph
+            raise  # anything else, an interrupt say, may have come in the middle of a call of the graph: not kept
         finally:
             prepared.close()
             begun.clear()
-            self._idle_graph = graph
             del error  # it holds this frame by its traceback: do not close the circle
 
     def _work(self, batch: Prepared, images: Images, epoch: int) -> Work | None:

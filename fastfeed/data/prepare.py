@@ -71,6 +71,10 @@ class Preparer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _pool=extension().Pool(state["_pool"]))
 
+    def close(self) -> None:
+        """Give back the threads; the next batch starts new ones."""
+        self._pool = extension().Pool(self._pool.threads)
+
     def prepare(self, epoch: int, picks: BatchPicks) -> Prepared:
         """Read and plan one batch."""
         read = self._source.read(picks.index, self._pool)
@@ -81,10 +85,10 @@ class Preparer:
         for i in np.flatnonzero(sizes.prod(axis=1) > self._max_pixels).tolist():
             h, w = sizes[i]
             bad.setdefault(i, f"its header says {h} x {w} pixels, and max_pixels is {self._max_pixels}")
-        for i in np.flatnonzero(too_small(self._transform, sizes)).tolist():
-            h, w = sizes[i]
-            bad.setdefault(i, f"it has {h} x {w} pixels, less than the crop of {self._transform.size}; pad_if_needed?")
         size = self._transform.size if self._size is None else output_size(self._size(epoch, picks.step))
+        for i in np.flatnonzero(too_small(self._transform, sizes, size)).tolist():
+            h, w = sizes[i]
+            bad.setdefault(i, f"it has {h} x {w} pixels, less than the crop of {size}; pad_if_needed?")
         positions = list(bad)
         sizes = sizes.copy()
         sizes[positions] = size  # of which any transform can make a plan

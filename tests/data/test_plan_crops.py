@@ -46,7 +46,7 @@ def test_random_crop_is_a_window_of_the_padded_image(image, size, padding, neede
         found = np.argwhere((views == made).all(axis=(2, 3)))
         assert len(found) >= 1
         corners.add(tuple(found[0]))
-    if (5, 5) != image:  # of which many windows hold nothing
+    if image != (5, 5):  # of which many windows hold nothing
         assert len(corners) > 0.6 * min(math.prod(views.shape[:2]), 1500)
 
 
@@ -59,10 +59,10 @@ def test_corners_of_random_crops_are_uniform():
 
 def test_images_smaller_than_the_window():
     sizes = np.array([[32, 32], [31, 32], [32, 31], [28, 28], [27, 40]])
-    assert too_small(random_crop(32), sizes).tolist() == [False, True, True, True, True]
-    assert too_small(random_crop(32, padding=2), sizes).tolist() == [False, False, False, False, True]
-    assert not too_small(random_crop(32, pad_if_needed=True), sizes).any()
-    assert not too_small(transforms.train(500), sizes).any()
+    assert too_small(random_crop(32), sizes, (32, 32)).tolist() == [False, True, True, True, True]
+    assert too_small(random_crop(32, padding=2), sizes, (32, 32)).tolist() == [False, False, False, False, True]
+    assert not too_small(random_crop(32, pad_if_needed=True), sizes, (32, 32)).any()
+    assert not too_small(transforms.train(500), sizes, (500, 500)).any()
 
 
 def test_resize_takes_the_whole_image():
