@@ -88,7 +88,7 @@ class Report:
                 self.samples.append(sample)
                 if self.mode != "raise":
                     _LOG.warning("%s sample %d, %s: %s", self._verb(), sample.index, sample.path, sample.reason)
-        first = bad[0]
+        first, last = bad[0], bad[-1]
         if self.mode == "raise":
             others = f" (and {len(bad) - 1} more in this batch)" if len(bad) > 1 else ""
             raise SampleError(
@@ -98,11 +98,12 @@ class Report:
             )
         count = len(self._of_epoch[1])
         if self.budget is not None:
-            allowed = self.budget if isinstance(self.budget, int) else int(self.budget * epoch_size)
+            # Rounded before it is cut, or 0.29 of 100 samples would be 28.
+            allowed = self.budget if isinstance(self.budget, int) else int(round(self.budget * epoch_size, 6))
             if count > allowed:
                 raise SampleError(
                     f"{count} of the epoch's {epoch_size} samples are bad, and max_errors={self.budget!r} allows "
-                    f"{allowed}: the last is {first.path}: {first.reason}. `loader.errors` lists them",
+                    f"{allowed}: the last is {last.path}: {last.reason}. `loader.errors` lists them",
                     bad,
                 )
 

@@ -198,25 +198,31 @@ class Graph:
         """
         alone = self._build(1, 1, 1)
         failed = {}
-        for i in range(len(entry.data)):
-            sample = np.array([i])
-            operations = None if entry.operations is None else entry.operations.at(sample)
-            one = Entry([entry.data[i]], entry.plan.at(sample), entry.size, operations)
-            try:
-                self._feed(alone, one)
-                alone.schedule_run()
-                alone.share_outputs()
-                alone.release_outputs()
-            except RuntimeError:
-                failed[i] = f"the file is truncated or corrupt ({len(entry.data[i])} bytes)"
+        for i, data in enumerate(entry.data):
+            if not self._can_decode(alone, entry.one(i)):
+                failed[i] = f"the file is truncated or corrupt ({len(data)} bytes)"
                 alone = self._build(1, 1, 1)
         if not failed:
             raise RuntimeError(f"DALI failed on a batch whose images it can decode one by one: {error}") from error
-        for i in failed:
+        positions = list(failed)
+        blank(entry.plan, positions)
+        for i in positions:
             entry.data[i] = BLANK
-        blank(entry.plan, list(failed))
+        # A GPU without memory, say, fails on any image, and the files are not to blame.
+        if not self._can_decode(alone, entry.one(positions[0])):
+            raise RuntimeError(f"DALI failed on a batch, and on an image that is known to be good: {error}") from error
         entry.failed.update(failed)
         self._rebuild()
+
+    def _can_decode(self, pipeline: Any, entry: Entry) -> bool:
+        try:
+            self._feed(pipeline, entry)
+            pipeline.schedule_run()
+            pipeline.share_outputs()
+            pipeline.release_outputs()
+        except RuntimeError:
+            return False
+        return True
 
     def _rebuild(self) -> None:
         """Begin again with what is in flight in a new pipeline: DALI promises nothing of one that failed."""

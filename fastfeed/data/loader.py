@@ -1,11 +1,13 @@
 """DataLoader: the rooms of the pipeline in a line."""
 
+import operator
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastfeed.data.arguments import check_whole, choose_device
@@ -20,6 +22,7 @@ from fastfeed.data.ring import Done, Rings, Work
 from fastfeed.data.samplers import Sampler, Sequential, Shuffled, TorchSampler
 from fastfeed.data.schedule import SizeSchedule
 from fastfeed.data.sources import FolderSource, Source
+from fastfeed.data.sources.targets import select
 from fastfeed.data.transforms import RandomErasing, Transform, train
 from fastfeed.data.tree import leaves, replace_leaves
 
@@ -33,7 +36,7 @@ class SampleInfo:
     """Which samples a batch holds.
 
     Attributes:
-        index: [N] int64, in the dataset.
+        index: [N] int64, in the dataset: where another sample stands in for a bad one, the bad one's.
         valid: [N] bool: False where a sample only fills the batch, because another rank has one more, or because it
             stands in for a bad one. Do not count it in an evaluation.
         path: N names of files, or of shards and members.
@@ -72,10 +75,11 @@ class DataLoader:
             graph. A batch is then overwritten by the next one, and all must have one size: see `drop_last`.
         seed: 64 bits; decides the order and every random choice.
         on_error: what a bad sample does (a file that is missing, empty, truncated, of another format, or too large):
-            "raise" a `SampleError` when its batch's turn comes; "replace" it by another one of its batch, marked in
-            `SampleInfo.valid`; or "drop" it, so that its batch is smaller.
+            "raise" a `SampleError` when its batch's turn comes; "replace" it by another one of its batch (or, if all
+            are bad, by grey pixels), marked in `SampleInfo.valid`; or "drop" it, so that its batch is smaller. A batch
+            of which nothing is left is not given, so with several ranks, whose steps must be equal, take "replace".
         max_errors: how many bad samples an epoch may have before a `SampleError` after all: a count (int), a share of
-            the epoch (float), or None for any number.
+            the epoch (float), or None for any number. Every rank counts its own.
         max_pixels: a larger image is bad: its file may be a decompression bomb.
         info: give a `SampleInfo` with each batch.
         exif: rotate images by their EXIF orientation. Pillow, and so torchvision, does not.
@@ -236,8 +240,8 @@ class DataLoader:
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise KeyError(
-                f"the state has no {', '.join(sorted(missing))}, only {', '.join(map(str, state)) or 'nothing'}: expected "
-                "what DataLoader.state_dict() returned"
+                f"the state has no {', '.join(sorted(missing))}, only {', '.join(map(str, state)) or 'nothing'}: "
+                "expected what DataLoader.state_dict() returned"
             )
         for name, own in (("seed", self.seed), ("samples", len(self.source))):
             if state[name] != own:
@@ -290,6 +294,13 @@ class DataLoader:
             return
         picks = self.sampler.picks(size, self.source.labels, seed=self.seed, epoch=epoch)
         yield from Batches(picks, self.batch_size, drop_last=self.drop_last, **ranks, **where)
+
+    def _epoch_size(self) -> int:
+        """Return how many samples this rank takes in an epoch, or has in all where a PyTorch sampler does not say."""
+        size = len(self.source)
+        if isinstance(self.sampler, TorchSampler):
+            return size if self.sampler.batched else operator.length_hint(self.sampler.sampler, size)
+        return -(-self.sampler.length(size) // self.world_size)
 
     def _run(self, start: dict[str, Any]) -> Iterator[Any]:
         # `map`, which keeps no reference to what it gives: the batch is the consumer's.
@@ -352,16 +363,17 @@ class DataLoader:
         index, valid = torch.from_numpy(picks.index), torch.from_numpy(picks.valid)
         bad = {**batch.bad, **batch.entry.failed}
         if bad:
-            self._report.add({int(index[i]): (names[i], reason) for i, reason in bad.items()}, epoch, len(self.source))
-            taken = torch.tensor(self._report.select(len(index), bad))
-            pixels, plan = pixels[taken.to(pixels.device)], plan.at(taken.numpy())
-            targets = replace_leaves(targets, lambda _, leaf: leaf[taken] if isinstance(leaf, torch.Tensor) else leaf)
+            reasons = {int(index[i]): (names[i], reason) for i, reason in bad.items()}
+            self._report.add(reasons, epoch, self._epoch_size())
+            taken = self._report.select(len(index), bad)
+            if not taken:
+                return None
+            pixels, plan = pixels[torch.tensor(taken, device=pixels.device)], plan.at(np.array(taken))
+            targets = select(targets, taken)
             valid = valid.clone()
             valid[list(bad)] = False
             if self._report.mode == "drop":
-                index, valid, names = index[taken], valid[taken], [names[i] for i in taken.tolist()]
-            if len(taken) == 0:
-                return None
+                index, valid, names = index[taken], valid[taken], [names[i] for i in taken]
         n, height, width, _ = pixels.shape
         mixing: dict[str, Any] = {}
         if self.mix is not None:

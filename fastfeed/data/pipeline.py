@@ -38,6 +38,12 @@ class Entry:
         self.failed: dict[int, str] = {}  # position in the batch -> reason
         self.inputs: dict[str, npt.NDArray[Any]] = {}  # what DALI was given besides
 
+    def one(self, i: int) -> "Entry":
+        """Return a batch of one of the samples."""
+        sample = np.array([i])
+        operations = None if self.operations is None else self.operations.at(sample)
+        return Entry([self.data[i]], self.plan.at(sample), self.size, operations)
+
 
 def build_pipeline(
     transform: Transform,

@@ -84,7 +84,7 @@ def make_plan(
     if isinstance(crop, RandomResizedCrop):
         start, shape = _random_windows(crop, sizes, draw(_CROP, _ATTEMPTS))
     elif isinstance(crop, RandomCrop):
-        start, shape, place = _padded_windows(crop, sizes, draw(_CROP)[:, 0], (height, width))
+        start, shape, place = _padded_windows(crop, sizes, draw(_CROP)[:, 0], height, width)
     elif isinstance(crop, Resize):
         start, shape = np.zeros_like(sizes), sizes
     if isinstance(crop, CenterCrop):
@@ -160,11 +160,12 @@ def draw_augmentations(
 
 
 def too_small(transform: Transform, sizes: Int64, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return [N], whether an image is smaller than the window that the transform wants of it for an output of `size`."""
+    """Return [N], whether an image is smaller than the window, height and width, that the transform wants of it."""
     crop = transform.crop
     if not isinstance(crop, RandomCrop) or crop.pad_if_needed:
         return np.zeros(len(sizes), np.bool_)
-    return np.any(sizes + 2 * crop.padding < size, axis=1)
+    smaller = sizes + 2 * crop.padding < size
+    return smaller[:, 0] | smaller[:, 1]
 
 
 def _words(seed: int, epoch: int, indices: Int64, copies: Int64, purpose: int, attempts: int) -> Uint32:
@@ -222,10 +223,10 @@ def _center_windows(crop: CenterCrop, sizes: Int64, height: int, width: int) -> 
 
 
 def _padded_windows(
-    crop: RandomCrop, sizes: Int64, draws: Float64, output: tuple[int, int]
+    crop: RandomCrop, sizes: Int64, draws: Float64, height: int, width: int
 ) -> tuple[Int64, Int64, Int64]:
     """Return where the windows begin in the images, how much of the images they hold, and where that goes."""
-    size = np.array(output)
+    size = np.array([height, width])
     padding = np.full_like(sizes, crop.padding)
     if crop.pad_if_needed:
         # As torchvision: on both sides by all that is missing.

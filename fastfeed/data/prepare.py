@@ -88,7 +88,10 @@ class Preparer:
         size = self._transform.size if self._size is None else output_size(self._size(epoch, picks.step))
         for i in np.flatnonzero(too_small(self._transform, sizes, size)).tolist():
             h, w = sizes[i]
-            bad.setdefault(i, f"it has {h} x {w} pixels, less than the crop of {size}; pad_if_needed?")
+            bad.setdefault(
+                i,
+                f"its {h} x {w} pixels are too few for RandomCrop's {size[0]} x {size[1]}: pad_if_needed=True pads it",
+            )
         positions = list(bad)
         sizes = sizes.copy()
         sizes[positions] = size  # of which any transform can make a plan

@@ -46,6 +46,13 @@ def test_budget_of_an_epoch(budget, allowed):
         report.add(reasons(99), 1, 10)
 
 
+def test_a_share_is_not_cut_by_rounding():
+    report = Report("drop", 0.29)  # times 100 is 28.999999999999996
+    report.add(reasons(*range(29)), 0, 100)
+    with pytest.raises(SampleError, match=r"31 of .* max_errors=0.29 allows 29: the last is 50.jpg: empty"):
+        report.add(reasons(40, 50), 0, 100)
+
+
 @pytest.mark.parametrize(("mode", "n", "bad", "taken"), [
     ("replace", 4, [1], [0, 2, 2, 3]),
     ("replace", 4, [3], [0, 1, 2, 0]),

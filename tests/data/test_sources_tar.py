@@ -403,6 +403,16 @@ def test_what_is_no_shard(tmp_path, data, message):
     assert "a.tar" in str(error.value)
 
 
+def test_without_targets(tmp_path, pool):
+    files = [("0.jpg", jpeg(0)), ("0.cls", b"no number"), ("1.jpg", jpeg(1)), ("1.txt", b"words")]
+    source = TarSource(write_tar(tmp_path / "a.tar", files), target=None)
+    assert source.extensions == ["cls", "txt"]
+    assert source.labels.tolist() == [-100, -100]
+    batch = source.subset([1]).read([0], pool)
+    assert batch.targets.tolist() == [-100]
+    assert batch.errors == [None]
+
+
 def test_paths_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent.tar"):
         TarSource(tmp_path / "absent.tar")

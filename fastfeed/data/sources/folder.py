@@ -49,7 +49,7 @@ class FolderSource(Source):
             raise NotADirectoryError(
                 f"not a folder: {self.root}. Expected a folder of class folders with images in them"
             )
-        self.classes = sorted(entry.name for entry in os.scandir(self.root) if _is_class(entry))
+        self.classes = _class_folders(self.root)
         if not self.classes:
             raise FileNotFoundError(_no_classes(self.root))
         self.samples: list[tuple[str, int]] = []
@@ -89,8 +89,24 @@ class FolderSource(Source):
         return chosen
 
 
-def _is_class(entry: "os.DirEntry[str]") -> bool:
-    return _is_folder(entry) and not entry.name.startswith(".")
+def all_images(root: str | os.PathLike[str]) -> list[str]:
+    """Return the images that lie in a folder, and then those of its class folders, as `FolderSource` finds them.
+
+    Raises:
+        FileNotFoundError, PermissionError: for a folder that does not exist, or may not be read.
+    """
+    root = Path(root)
+    images = sorted(entry.name for entry in os.scandir(root) if not _is_folder(entry) and _is_image(entry))
+    nested = [path for name in _class_folders(root) for path in _images_under(root, name)]
+    return [os.path.join(root, name) for name in images] + nested
+
+
+def _class_folders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(root) if _is_folder(entry) and not entry.name.startswith("."))
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    return entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith(".")
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -119,7 +135,7 @@ def _images_under(root: Path, name: str) -> list[str]:
             for entry in entries:
                 if _is_folder(entry):
                     todo.append((os.path.join(folder, entry.name), above | {identity}))
-                elif entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith("."):
+                elif _is_image(entry):
                     files.append(entry.name)
         listed.append((folder, sorted(files)))
     # The order of ImageFolder: by folder, then by file.

@@ -41,6 +41,20 @@ def expand_shards(shards: Any, storage: Storage) -> list[str]:
     return found
 
 
+def names_shards(path: str | os.PathLike[str]) -> bool:
+    """Whether a path or URL is that of tar shards, and not of a folder of images: one without .tar files.
+
+    Raises:
+        FileNotFoundError: if nothing is there.
+    """
+    text = os.fspath(path)
+    if os.path.isdir(text):
+        return any(name.endswith(".tar") for name in os.listdir(text))
+    if is_url(text) or any(map(os.path.exists, [text, *expand_braces(text)])):
+        return True
+    raise FileNotFoundError(f"no such file or folder: {text}")
+
+
 def expand_braces(pattern: str) -> list[str]:
     """Return the names that a pattern stands for, as bash does: ``train-{000..127}.tar``, ``{train,val}.tar``.
 

@@ -48,6 +48,7 @@ class TarSource(Source):
             - ``"txt"``: the .txt member, UTF-8. A batch has a list of N strings.
             - A function of a dict with the bytes of each member but the image, by extension in lower case; it returns
               the target, and a batch's are collated likewise.
+            - ``None``: nothing. A batch's are -100, which PyTorch's losses ignore.
         classes: class names, where targets are class indices.
         cache_dir: the folder to keep indices in; by default beside the shards, or, where that cannot be written or they
             are URLs, in ``$XDG_CACHE_HOME/fastfeed``.
@@ -68,13 +69,13 @@ class TarSource(Source):
         self,
         shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
-        target: str | Parse = "cls",
+        target: str | Parse | None = "cls",
         classes: Sequence[str] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if not callable(target) and (not isinstance(target, str) or not target):
-            raise TypeError(f"target is {target!r}; expected an extension, as 'cls', or 'folder', or a function")
+        if target is not None and not callable(target) and (not isinstance(target, str) or not target):
+            raise TypeError(f"target is {target!r}; expected an extension, as 'cls', or 'folder', a function or None")
         if target == "folder" and classes is not None:
             raise TypeError("classes are the folders' names with target='folder'; leave it out")
         self._target = target.lower() if isinstance(target, str) else target
@@ -96,7 +97,9 @@ class TarSource(Source):
         self._members = concatenate([index.members for index in indices])
         self._needs(self._target)
         self._labels: npt.NDArray[np.int64] | None = None
-        if self._target == "folder":
+        if self._target is None:
+            self._labels = np.full(len(self._names), NO_LABEL, np.int64)
+        elif self._target == "folder":
             self.classes, self._labels = self._folders()
         elif isinstance(self._target, str) and self._target not in ("json", "txt"):
             self._labels = self._class_indices(self._target)
@@ -139,7 +142,7 @@ class TarSource(Source):
     def _name(self, row: int) -> str:
         return f"{self.shards[self._ranges[row, 0]]}: {self._names[row]}"
 
-    def _needs(self, target: str | Parse) -> None:
+    def _needs(self, target: str | Parse | None) -> None:
         """Check that some sample has the target."""
         if isinstance(target, str) and target != "folder" and target not in self._members.extensions:
             there = ", ".join(f".{name}" for name in self._members.extensions[:5]) or "none"
@@ -191,6 +194,11 @@ class TarSource(Source):
             if isinstance(part, str):
                 errors[i] = part
         return data, sizes, orientation, errors
+
+    @property
+    def extensions(self) -> list[str]:
+        """Extensions of the members beside the images, in lower case: what `target` may be."""
+        return list(self._members.extensions)
 
     @property
     def _is_remote(self) -> bool:

@@ -98,10 +98,11 @@ def collate(samples: Sequence[Any]) -> Any:
         ) from error
 
 
-def select(targets: Any, samples: slice) -> Any:
+def select(targets: Any, samples: slice | list[int]) -> Any:
     """Return some rows of a batch's targets: tensors and lists of strings, in a pytree."""
     if isinstance(targets, list | tuple) and targets and all(isinstance(leaf, str | bytes) for leaf in targets):
-        return targets[samples]  # what default_collate makes of strings
+        # What default_collate makes of strings.
+        return targets[samples] if isinstance(samples, slice) else [targets[i] for i in samples]
     if isinstance(targets, Mapping):
         return {key: select(value, samples) for key, value in targets.items()}
     if isinstance(targets, list | tuple):
