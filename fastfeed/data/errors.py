@@ -9,7 +9,7 @@ _LOG = logging.getLogger("fastfeed")
 MODES = ("raise", "replace", "drop")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class BadSample:
     """A sample that could not be used.
 

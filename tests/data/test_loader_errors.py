@@ -161,9 +161,9 @@ def test_each_kind_of_bad_file(clean, folder, caplog, what, mode):
             assert [(bad.index, bad.path) for bad in raised.value.samples] == [(6, path)]
         else:
             check(list(data), expected, {6}, mode)
-        ((index, named, why, met),) = data.errors
-        assert (index, named, met) == (6, path, 0)
-        assert re.search(reason, why)
+        (bad,) = data.errors
+        assert (bad.index, bad.path, bad.epoch) == (6, path, 0)
+        assert re.search(reason, bad.reason)
     messages = [record.getMessage() for record in caplog.records if record.name == "fastfeed"]
     verb = {"replace": "replacing", "drop": "dropping"}
     assert messages == ([] if mode == "raise" else [f"{verb[mode]} sample 6, {path}: {data.errors[0].reason}"])
