@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from fastfeed import Mix
+from fastfeed.data.augment import ColorJitter
 from fastfeed.data.samplers import RepeatedAugmentation
 from fastfeed.data.schedule import MultiScale, ProgressiveSize
 from fastfeed.data.sources import FolderSource, ListSource
-from fastfeed.data.transforms import CenterCrop, RandomCrop, Resize, Transform
+from fastfeed.data.transforms import CenterCrop, RandomCrop, RandomErasing, RandomResizedCrop, Resize, Transform
 from tests.images import picture, write_folder
 from tests.loaders import assert_same_batches, assert_same_samples, by_index, everything, index_of, make_loader, ranks
 
@@ -88,8 +89,13 @@ def test_a_sample_differs_between_epochs_and_seeds(folder):
         assert not torch.equal(first[i][0], other[i][0])
 
 
-def test_copies_of_a_sample_differ_and_are_the_same_on_any_rank(folder):
-    options = {"sampler": RepeatedAugmentation(3), "transform": everything()}
+COPIED = [RandomResizedCrop(20), {"color_jitter": ColorJitter(0.9, 0.9)}, {"erase": RandomErasing(1.0, value="random")}]
+
+
+@pytest.mark.parametrize("part", COPIED, ids=["crop", "colour", "erase"])
+def test_copies_of_a_sample_differ_and_are_the_same_on_any_rank(folder, part):
+    transform = Transform(Resize(20), **part) if isinstance(part, dict) else Transform(part)
+    options = {"sampler": RepeatedAugmentation(3), "transform": transform}
     images, _, info = next(iter(make_loader(folder, 64, **options)))
     assert info.index[:3].unique().numel() == 1
     assert not torch.equal(images[0], images[1])

@@ -284,7 +284,6 @@ def test_an_interrupt_in_the_middle_of_a_call_of_dali(folder, epochs, call, when
         list(data)
     assert_no_ahead()
     assert_same_batches(list(data), epochs[1])
-    del pipeline, whole
 
 
 def test_a_graph_is_kept_through_bad_samples(tmp_path):
