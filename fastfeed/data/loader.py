@@ -170,6 +170,10 @@ class DataLoader:
         self.seed = seed
         self.epoch = 0
         self.rank, self.world_size = rank_and_world_size(rank, world_size)
+        if stable_addresses and on_error == "drop":
+            raise ValueError(
+                "stable_addresses needs batches of one size: take on_error='replace' or 'raise', not 'drop'"
+            )
         self.sampler = self._make_sampler(sampler, batch_sampler)
         self._info = info
         self._report = Report(on_error, max_errors)
