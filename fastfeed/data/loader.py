@@ -168,7 +168,7 @@ class DataLoader:
         self.device = choose_device(device)
         self.mix = mix
         self.seed = seed
-        self.epoch = 0
+        self._epoch = 0
         self.rank, self.world_size = rank_and_world_size(rank, world_size)
         if stable_addresses and on_error == "drop":
             raise ValueError(
@@ -221,10 +221,19 @@ class DataLoader:
         bounds = step_bounds(length, self.batch_size, drop_last=self.drop_last, world_size=self.world_size)
         return len(bounds) - 1
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next `iter()` runs."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.set_epoch(epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next `iter()` runs, from its beginning."""
         check_whole("epoch", epoch, 0)
-        self.epoch, self._resume, self._progress = epoch, None, None
+        self._epoch, self._resume, self._progress = epoch, None, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the iteration is, after the batch that was given last: a few integers.
@@ -232,14 +241,14 @@ class DataLoader:
         It may be loaded by a loader with another batch size or number of ranks: what is left of the epoch is cut anew.
         """
         progress = self._progress or self._resume or {"epoch": self.epoch, "consumed": 0, "step": 0, "sampler": None}
-        return {**progress, "seed": self.seed, "samples": len(self.source)}
+        return {**progress, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue, with the next `iter()`, from a state.
 
         Raises:
             KeyError: for a state of something else.
-            ValueError: for the state of a loader with another seed, or of a dataset of another size.
+            ValueError: for the state of a loader with another seed or order, or of a dataset of another size.
         """
         missing = self.state_dict().keys() - state.keys()
         if missing:
@@ -247,20 +256,22 @@ class DataLoader:
                 f"the state has no {', '.join(sorted(missing))}, only {', '.join(map(str, state)) or 'nothing'}: "
                 "expected what DataLoader.state_dict() returned"
             )
-        for name, own in (("seed", self.seed), ("samples", len(self.source))):
+        for name, own in self._identity().items():
             if state[name] != own:
                 raise ValueError(
                     f"the state is of a loader with {name} = {state[name]}, and this one has {own}: its batches would "
                     "not be those that are left"
                 )
         self._resume = {name: state[name] for name in ("epoch", "consumed", "step", "sampler")}
-        self.epoch, self._progress = state["epoch"], None
+        self._epoch, self._progress = state["epoch"], None
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same for a state to go on where it was."""
+        return {"seed": self.seed, "samples": len(self.source), "order": type(self.sampler).__name__}
 
     def __iter__(self) -> Iterator[Any]:
-        start = self._resume or {"epoch": self.epoch, "consumed": 0, "step": 0, "sampler": None}
-        if start["epoch"] != self.epoch:  # somebody has set another one
-            start = {"epoch": self.epoch, "consumed": 0, "step": 0, "sampler": None}
-        self.epoch, self._resume, self._progress = start["epoch"] + 1, None, start
+        start = self._resume or {"epoch": self._epoch, "consumed": 0, "step": 0, "sampler": None}
+        self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
         return self._run(start)
 
     def __enter__(self) -> "DataLoader":

@@ -164,7 +164,8 @@ def test_after_a_resume_of_a_resume(folder, case):
 
 def test_the_state_is_that_of_the_batch_given_last(folder):
     data = make_loader(folder, prefetch_factor=4)
-    assert data.state_dict() == {"epoch": 0, "consumed": 0, "step": 0, "sampler": None, "seed": 0, "samples": SIZE}
+    identity = {"seed": 0, "samples": SIZE, "order": "Sequential"}
+    assert data.state_dict() == {"epoch": 0, "consumed": 0, "step": 0, "sampler": None, **identity}
     for number, _ in enumerate(data, 1):
         state = data.state_dict()
         assert (state["epoch"], state["consumed"], state["step"]) == (0, min(4 * number, SIZE), number)
@@ -332,3 +333,24 @@ def test_a_state_beyond_the_epoch(folder):
     data.load_state_dict(state)
     with pytest.raises(ValueError, match="start is 16, but the epoch has 10 positions"):
         next(iter(data))
+
+
+def test_the_state_of_another_order_is_refused(folder):
+    state = make_loader(folder, shuffle=True).state_dict()
+    with pytest.raises(ValueError, match="order = Shuffled, and this one has Sequential"):
+        make_loader(folder).load_state_dict(state)
+
+
+def test_setting_the_epoch_leaves_what_was_loaded(folder):
+    data = make_loader(folder, shuffle=True)
+    next(iter(data))
+    data.load_state_dict(data.state_dict())
+    data.epoch = 5
+    assert (data.state_dict()["epoch"], data.state_dict()["consumed"]) == (5, 0)
+    assert_same_batches(list(data), list(make_loader_at(folder, 5)))
+
+
+def make_loader_at(folder, epoch):
+    data = make_loader(folder, shuffle=True)
+    data.set_epoch(epoch)
+    return data
