@@ -51,7 +51,7 @@ class Case:
 
     Attributes:
         name: of the operation.
-        direction: what a run does: "forward", "forward+backward", "step" or "epoch".
+        direction: what a run does: "forward", "forward+backward", "step", "epoch", "first batch" or "call".
         providers: name -> builder. A builder gets the instance and returns a `Run`; it raises `peers.Absent` if what
             it needs is not here.
         packages: provider -> the package it measures, where that is neither PyTorch nor ours.

@@ -30,7 +30,7 @@ class Row(TypedDict):
 
     Attributes:
         op: the operation's name.
-        direction: what a run does: "forward", "forward+backward", "step" or "epoch".
+        direction: what a run does: "forward", "forward+backward", "step", "epoch", "first batch" or "call".
         shape: of the input, such as "64x224x224x3", or the name of a set of inputs.
         dtype: such as "bfloat16".
         provider: who does it.

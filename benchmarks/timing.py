@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-Run = Callable[[], Any]  # does the work once and returns what it computed
+Run = Callable[[], Any]  # does the work once and returns what it computed, or an Unfinished
 
 MIN_ROUNDS = 2  # in a pass, of which there are several
 MAX_ROUNDS = 200  # more tell nothing new about a run of some µs
@@ -25,6 +25,13 @@ class Sample(NamedTuple):
 
     seconds: float
     processor: float = 0.0
+
+
+class Unfinished(NamedTuple):
+    """What a run may return that is timed on the host: its result, and what is left to do once the clock was read."""
+
+    result: Any
+    finish: Callable[[], object]
 
 
 Timer = Callable[[Run], Sample]
@@ -90,10 +97,13 @@ def wall_timer(device: torch.device, clock: Callable[[], float] = time.perf_coun
     def timed(run: Run) -> Sample:
         wait()
         processor, start = processor_time(), clock()
-        run()
+        returned = run()
         wait()
         seconds = clock() - start
-        return Sample(seconds, processor_time() - processor)
+        sample = Sample(seconds, processor_time() - processor)
+        if isinstance(returned, Unfinished):
+            returned.finish()
+        return sample
 
     def sample(run: Run) -> Sample:
         settled = time.perf_counter() + SETTLE

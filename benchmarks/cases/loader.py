@@ -3,27 +3,32 @@
 import gc
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image
 from torch import Tensor
 
 import fastfeed
 from benchmarks.case import Case, Options
-from benchmarks.loaders import dali, ffcv, pillow, spdl, timm, torchvision_pil, torchvision_uint8
+from benchmarks.loaders import dali, decode, ffcv, pillow, spdl, timm, torchvision_pil, torchvision_uint8
 from benchmarks.loaders import fastfeed as ours
-from benchmarks.loaders.recipe import MEAN, STD, Batches, Recipe
+from benchmarks.loaders.recipe import MEAN, STD, STD_255, Batches, Recipe
 from benchmarks.peers import version
 from benchmarks.timing import Run
+from fastfeed.data.mix import draw_mix
 from fastfeed.demo.baseline import PillowFolder
 from fastfeed.demo.draw import CLASSES, draw_dataset, draw_image
 
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 EVALUATED_SIZE = 56  # of the centre crops that `check` compares: the short side before the crop is 64
+MIXED = "fastfeed, mixed bf16"
+DECODED = "decode alone"
 
 
 def epochs(name: str, case: "LoaderCase") -> Run:
@@ -38,11 +43,19 @@ def epochs(name: str, case: "LoaderCase") -> Run:
         for images, target in loader:
             images = images.to(case.device, non_blocking=True)  # nothing to do for batches that are there already
             kinds.add((images.shape, images.dtype))
+            if isinstance(target, fastfeed.MixedTarget):
+                target = target.a
             # A copy, for the next batch may lie in the same memory.
             targets.append(target.to(case.device, non_blocking=True, copy=True))
         return torch.cat(targets), kinds
 
     return run
+
+
+def decoding(case: "LoaderCase") -> Run:
+    """Return a run that decodes the windows of one training epoch, and does no more. It returns the targets."""
+    batches = decode.loader(case.recipe(train=True))
+    return lambda: torch.cat([batch.targets for _, batch in batches])
 
 
 class LoaderCase(Case):
@@ -52,6 +65,10 @@ class LoaderCase(Case):
     pinned memory where there is a GPU. The check reads every file, so that all find them in the page cache. An epoch
     gives every worker several batches, so that its start and its end count little, and holds full batches only; a
     file may come more than once in it.
+
+    "fastfeed, mixed bf16" also does mixup and cutmix and writes bf16, and is timed beside those that do neither.
+    "decode alone" is what bounds every loader on a CPU that decodes with DALI: the same files, read and planned by
+    ours, and the same windows, decoded and neither resized nor normalised.
     """
 
     name = "loader"
@@ -67,8 +84,10 @@ class LoaderCase(Case):
         "ffcv": ffcv.loader,
         "spdl": spdl.loader,
         "fastfeed": ours.loader,
+        MIXED: ours.mixed,
     }
-    providers: ClassVar = {name: partial(epochs, name) for name in loaders}
+    providers: ClassVar = {**{name: partial(epochs, name) for name in loaders}, DECODED: decoding}
+    no_peers = frozenset({MIXED, DECODED})
     packages: ClassVar = {
         "pillow": "pillow",
         "torchvision": "torchvision",
@@ -77,6 +96,8 @@ class LoaderCase(Case):
         "dali": next(filter(version, DALI), DALI[0]),
         "ffcv": "ffcv",
         "spdl": "spdl",
+        MIXED: "fastfeed",
+        DECODED: next(filter(version, DALI), DALI[0]),
     }
 
     @classmethod
@@ -96,9 +117,14 @@ class LoaderCase(Case):
             drawn = Path(self._scratch.name, "drawn")
             draw_dataset(drawn, train_per_class=16 if options.quick else 64, val_per_class=1)
             folder = drawn / "train"
-        self.images_per_run = self.batch_size * self.threads * (8 if options.quick else 32)
+        self.images_per_run = self.batch_size * self.batches(options)
         source = fastfeed.FolderSource(folder)
         self.source = source.subset([i * len(source) // self.images_per_run for i in range(self.images_per_run)])
+
+    @classmethod
+    def batches(cls, options: Options) -> int:
+        """Return how many there are in an epoch."""
+        return options.threads * (8 if options.quick else 32)
 
     def close(self) -> None:
         """Remove the drawn images, and what loaders have written."""
@@ -109,20 +135,28 @@ class LoaderCase(Case):
         scratch = Path(self._scratch.name)
         source, batch_size, size = self.source, self.batch_size, self.size
         if not train:
-            source, batch_size, size = self._evaluated, len(self._evaluated) // 2, EVALUATED_SIZE
+            # Eight batches, of which ours mixes some by mixup and others by cutmix.
+            source, batch_size, size = self._evaluated, len(self._evaluated) // 8, EVALUATED_SIZE
         return Recipe(source, batch_size, size, self.device, self.threads, scratch, train)
 
     def check(self, provider: str) -> float:
         """Compare the pixels of centre crops, which are the same for all, and the targets of a training epoch.
 
+        Of decoding alone it compares the windows that are decoded.
+
         Returns:
             The largest difference from the baseline that the normalised pixels of an image have on average.
         """
-        error = self._largest_error(provider)
-        targets, kinds = epochs(provider, self)()
+        if provider == DECODED:
+            error = self._largest_error_of_windows()
+            targets = decoding(self)()
+        else:
+            error = self._largest_error(provider)
+            targets, kinds = epochs(provider, self)()
+            dtype = torch.bfloat16 if provider == MIXED else self.dtype
+            assert kinds == {(self._shape, dtype)}, f"the training batches are {kinds}"
         # What a circle of references keeps alive, as in some loaders, must not compete with those that are timed.
         gc.collect()
-        assert kinds == {(self._shape, self.dtype)}, f"the training batches are {kinds}"
         expected = torch.tensor([target for _, target in self.source.samples])
         torch.testing.assert_close(targets.cpu().sort().values, expected.sort().values)
         # Decoders and resamplers round differently; a level of 255 is about 0.02 here.
@@ -131,19 +165,46 @@ class LoaderCase(Case):
 
     def _largest_error(self, provider: str) -> float:
         recipe = self.recipe(train=False)
-        batches = [[part.to("cpu", copy=True) for part in batch] for batch in self.loaders[provider](recipe)]
+        classes = len(recipe.source.classes)
+        batches = []
+        for images, target in self.loaders[provider](recipe):
+            if isinstance(target, fastfeed.MixedTarget):
+                target = target.dense(classes)
+            batches.append((images.to("cpu", copy=True), target.to("cpu", copy=True)))
         images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        assert targets.tolist() == [target for _, target in recipe.source.samples], "images have others' targets"
-        expected = self._centre_crops
-        assert images.dtype == self.dtype, f"the images are {images.dtype}"
+        expected, labels = self._centre_crops, torch.tensor([target for _, target in recipe.source.samples])
+        if provider == MIXED:
+            expected, labels = mix_batches(expected, F.one_hot(labels, classes).float(), recipe.batch_size)
+            assert images.is_contiguous(memory_format=torch.channels_last), "the images are not channels-last"
+        assert targets.shape == labels.shape, f"the targets are {list(targets.shape)}, not {list(labels.shape)}"
+        torch.testing.assert_close(targets, labels, msg=lambda text: f"images have others' targets: {text}")
+        assert images.dtype == expected.dtype, f"the images are {images.dtype}"
         assert images.shape == expected.shape, f"the images are {list(images.shape)}, not {list(expected.shape)}"
-        return (images - expected).abs().mean(dim=(1, 2, 3)).max().item()
+        return (images.float() - expected.float()).abs().mean(dim=(1, 2, 3)).max().item()
+
+    def _largest_error_of_windows(self) -> float:
+        """Compare the windows of a training epoch over the evaluated images with those that Pillow decodes."""
+        source = self._evaluated
+        recipe = replace(self.recipe(train=False), train=True)
+        errors = []
+        for windows, batch in decode.loader(recipe):
+            plan = batch.entry.plan
+            for i, ((top, left), (h, w)) in enumerate(zip(plan.start.tolist(), plan.shape.tolist(), strict=True)):
+                with Image.open(batch.names[i]) as image:
+                    expected = np.asarray(image.convert("RGB").crop((left, top, left + w, top + h)), np.float32)
+                window = np.asarray(windows[i])
+                assert window.shape == expected.shape, f"a window is {window.shape}, not {expected.shape}"
+                errors.append(np.abs(window - expected).mean() / min(STD_255))
+        assert len(errors) == len(source), f"{len(errors)} windows were decoded, not {len(source)}"
+        return float(max(errors))
 
     @cached_property
     def _evaluated(self) -> fastfeed.FolderSource:
         folder = Path(self._scratch.name, "evaluated")
         draw_evaluated(folder, round(EVALUATED_SIZE * 256 / 224))
-        return fastfeed.FolderSource(folder)
+        source = fastfeed.FolderSource(folder)
+        # Class by class in turn, so that a batch has targets to mistake for each other.
+        return source.subset(np.arange(len(source)).reshape(len(CLASSES), -1).T.flatten())
 
     @cached_property
     def _centre_crops(self) -> Tensor:
@@ -151,6 +212,28 @@ class LoaderCase(Case):
         recipe = self.recipe(train=False)
         dataset = PillowFolder(recipe.source.samples, recipe.size, mean=MEAN, std=STD, train=False)
         return torch.stack([image for image, _ in dataset])
+
+
+def mix_batches(images: Tensor, targets: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Mix batch by batch, step by step in PyTorch, as our loader draws it for its first epoch; images become bf16.
+
+    Args:
+        images: [N, 3, H, W] fp32.
+        targets: [N, C] probabilities.
+        batch_size: of the batches that are mixed.
+    """
+    mixed_images, mixed_targets = [], []
+    for start in range(0, len(images), batch_size):
+        own, target = images[start : start + batch_size], targets[start : start + batch_size]
+        plan = draw_mix(ours.MIX, len(own), *own.shape[2:], seed=0, epoch=0, batch=start)
+        partner = torch.from_numpy(plan.partner)
+        weight, lam = (torch.from_numpy(values)[:, None] for values in (plan.weight, plan.lam))
+        mixed = own * weight[..., None, None] + own[partner] * (1 - weight[..., None, None])
+        for image, other, (top, left, h, w) in zip(mixed, own[partner], plan.box.tolist(), strict=True):
+            image[:, top : top + h, left : left + w] = other[:, top : top + h, left : left + w]
+        mixed_images.append(mixed.bfloat16())
+        mixed_targets.append(target * lam + target[partner] * (1 - lam))
+    return torch.cat(mixed_images), torch.cat(mixed_targets)
 
 
 def draw_evaluated(root: Path, resize: int) -> None:

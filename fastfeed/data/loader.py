@@ -16,7 +16,7 @@ from fastfeed.data.errors import BadSample, Report, SampleError
 from fastfeed.data.finish import Finish, SampleParameters
 from fastfeed.data.graph import Graph, Images
 from fastfeed.data.mix import Mix, draw_mix, mix_target
-from fastfeed.data.order import Batches, BatchPicks, rank_and_world_size, step_bounds
+from fastfeed.data.order import Batches, BatchPicks, rank_and_world_size
 from fastfeed.data.prepare import Prepared, Preparer
 from fastfeed.data.ring import Done, Rings, Work
 from fastfeed.data.samplers import Sampler, Sequential, Shuffled, TorchSampler
@@ -218,8 +218,8 @@ class DataLoader:
         if isinstance(self.sampler, TorchSampler):
             return self.sampler.num_batches(self.batch_size, drop_last=self.drop_last)
         length = self.sampler.length(len(self.source))
-        bounds = step_bounds(length, self.batch_size, drop_last=self.drop_last, world_size=self.world_size)
-        return len(bounds) - 1
+        per_step = self.batch_size * self.world_size
+        return length // per_step if self.drop_last else -(-length // per_step)
 
     @property
     def epoch(self) -> int:

@@ -17,7 +17,7 @@ from benchmarks.machine import Ceilings
 from benchmarks.peers import Absent, need
 from benchmarks.results import Row, read_rows
 from benchmarks.rows import make_rows
-from benchmarks.timing import Band, wall_timer
+from benchmarks.timing import Band, Unfinished, wall_timer
 
 ROOT = Path(__file__).parents[2]
 CPU = Options(torch.device("cpu"))
@@ -189,6 +189,22 @@ def test_what_is_wrong_once_is_wrong():
     assert rows["fickle"]["status"] == "wrong"
     assert rows["fickle"]["p50_us"] is None
     assert rows["slow"]["status"] == "ok"
+
+
+def test_what_a_run_leaves_to_be_finished_is_not_timed():
+    clock = Clock()
+
+    def finish():
+        clock.now += 3.0
+
+    def run():
+        clock.now += 0.5
+        return Unfinished("result", finish)
+
+    timer = wall_timer(CPU.device, clock)
+    for number in (1, 2):
+        assert timer(run).seconds == 0.5
+        assert clock.now == number * 3.5  # each was finished, once
 
 
 def test_who_is_a_peer():

@@ -11,11 +11,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import fastfeed
 from benchmarks.case import Options
-from benchmarks.cases.loader import LoaderCase
+from benchmarks.cases.loader import DECODED, MIXED, LoaderCase
+from benchmarks.loaders import decode
+from benchmarks.loaders import fastfeed as ours
 from benchmarks.loaders.ffcv import UnchangedJPEG
 from benchmarks.loaders.pillow import loader as pillow
 from benchmarks.peers import Absent
+from fastfeed.data.mix import draw_mix
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fastfeed.demo.baseline import PillowFolder
 
@@ -35,16 +39,15 @@ def case():
 
 # Those whose packages need not be installed may be absent. DALI's mark skips where it is not installed, and only there.
 OTHERS = ("torchvision", "torchvision uint8", "timm", "ffcv", "spdl")
-PROVIDERS = [
-    pytest.param(name, marks=pytest.mark.dali) if name in ("dali", "fastfeed") else name for name in LoaderCase.loaders
-]
+WITH_DALI = ("dali", "fastfeed", MIXED, DECODED)
+PROVIDERS = [pytest.param(name, marks=pytest.mark.dali) if name in WITH_DALI else name for name in LoaderCase.providers]
 
 
 def check(case, provider):
     try:
         return case.check(provider)
     except Absent as absent:
-        if provider not in OTHERS:
+        if provider not in OTHERS and not (provider == DECODED and case.device.type == "cuda"):
             raise
         pytest.skip(str(absent))
 
@@ -125,6 +128,96 @@ def test_check_sees(case, name, monkeypatch):
         case.check(name)
 
 
+def changed_mixed(change, **more):
+    return lambda recipe: [
+        change(images, target)
+        for images, target in ours.loader(recipe, **{"mix": ours.MIX, "dtype": torch.bfloat16} | more)
+    ]
+
+
+WRONG_MIXED = {
+    "single precision": changed_mixed(lambda images, target: (images, target), dtype=torch.float32),
+    "other layout": changed_mixed(lambda images, target: (images.contiguous(), target)),
+    "mixup only": changed_mixed(lambda images, target: (images, target), mix=fastfeed.Mix(mixup=0.2)),
+    "cutmix only": changed_mixed(lambda images, target: (images, target), mix=fastfeed.Mix(cutmix=1.0)),
+    "unmixed": changed_mixed(lambda images, target: (images, target), mix=None),
+    "unmixed targets": changed_mixed(lambda images, target: (images, target.a)),
+    "others' weights": changed_mixed(
+        lambda images, target: (images, fastfeed.MixedTarget(target.b, target.a, target.lam))
+    ),
+    "others' images": changed_mixed(lambda images, target: (images.roll(1, 0), target)),
+}
+
+
+@pytest.mark.dali
+@pytest.mark.parametrize("name", WRONG_MIXED)
+def test_check_of_mixing_sees(case, name, monkeypatch):
+    right = changed_mixed(lambda images, target: (images, target))
+    monkeypatch.setattr(case, "loaders", {MIXED: right})
+    assert case.check(MIXED) < 0.01
+    monkeypatch.setattr(case, "loaders", {MIXED: WRONG_MIXED[name]})
+    with pytest.raises(AssertionError):
+        case.check(MIXED)
+
+
+def test_check_has_batches_of_mixup_and_of_cutmix(case):
+    recipe = case.recipe(train=False)
+    plans = [
+        draw_mix(ours.MIX, recipe.batch_size, recipe.size, recipe.size, seed=0, epoch=0, batch=start)
+        for start in range(0, len(recipe.source), recipe.batch_size)
+    ]
+    assert any(0.1 < plan.weight[0] < 0.9 for plan in plans)
+    assert any(0.1 < plan.lam[0] < 0.9 and plan.box.any() for plan in plans)
+
+
+# Each takes the right windows, as arrays, and makes something else of them.
+WRONG_WINDOWS = {
+    "mirrored": lambda windows: [window[:, ::-1] for window in windows],
+    "bgr": lambda windows: [window[..., ::-1] for window in windows],
+    "one pixel off": lambda windows: [np.roll(window, 1, axis=1) for window in windows],
+    "smaller": lambda windows: [window[:-1] for window in windows],
+    "others' windows": lambda windows: windows[1:] + windows[:1],
+}
+
+
+@pytest.mark.dali
+@pytest.mark.parametrize("name", WRONG_WINDOWS)
+def test_check_of_decoding_sees(case, name, monkeypatch):
+    right = decode.loader
+
+    def wrong(recipe):
+        for windows, batch in right(recipe):
+            yield WRONG_WINDOWS[name]([np.asarray(windows[i]) for i in range(recipe.batch_size)]), batch
+
+    monkeypatch.setattr(decode, "loader", wrong)
+    with pytest.raises(AssertionError):
+        case.check(DECODED)
+
+
+@pytest.mark.dali
+def test_check_of_decoding_sees_a_batch_too_few(case, monkeypatch):
+    right = decode.loader
+    monkeypatch.setattr(decode, "loader", lambda recipe: list(right(recipe))[:-1])
+    with pytest.raises(AssertionError):
+        case.check(DECODED)
+
+
+@pytest.mark.dali
+def test_windows_that_are_decoded_are_those_of_our_loader(case):
+    recipe = case.recipe(train=True)
+    windows, loader = decode.loader(recipe), ours.loader(recipe)
+    mean, std = (np.array(values, np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    for _ in range(2):  # epochs
+        for (decoded, batch), (images, target) in zip(windows, loader, strict=True):
+            assert batch.targets.tolist() == target.tolist()
+            for i, image in enumerate(images):
+                resized = Image.fromarray(np.asarray(decoded[i])).resize(image.shape[1:], Image.Resampling.BILINEAR)
+                expected = (np.asarray(resized, np.float32) / 255 - mean) / std
+                expected = expected[:, ::-1] if batch.entry.plan.flip[i] else expected
+                # A level of 255 is about 0.02; Pillow before 13 rounds in another order.
+                np.testing.assert_allclose(image.permute(1, 2, 0), expected, atol=0.02)
+
+
 def test_loaders_may_reuse_memory(case, monkeypatch):
     def reusing(recipe):
         memory = None
@@ -151,7 +244,8 @@ def test_workers_end_with_a_check_that_fails(case, monkeypatch):
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("provider", ["dali", "fastfeed"])
+@pytest.mark.dali
+@pytest.mark.parametrize("provider", WITH_DALI)
 def test_threads_end_with_a_check(case, provider):
     def threads_after_a_check():
         check(case, provider)
@@ -162,11 +256,11 @@ def test_threads_end_with_a_check(case, provider):
 
 
 @pytest.mark.dali
-@pytest.mark.parametrize("provider", ["dali", "fastfeed"])
+@pytest.mark.parametrize("provider", WITH_DALI)
 def test_every_epoch_holds_every_sample_once(case, provider):
     run = case.providers[provider](case)
     expected = sorted(target for _, target in case.source.samples)
-    epochs = [run()[0].tolist() for _ in range(3)]
+    epochs = [(run() if provider == DECODED else run()[0]).tolist() for _ in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [expected] * 3
     assert epochs[0] != epochs[1] != epochs[2]
 
@@ -181,6 +275,8 @@ def test_every_epoch_holds_every_sample_once(case, provider):
         ("ffcv", "ffcv", r"pip install .*\[ffcv\]"),
         ("spdl", "spdl.io", r"pip install .*\[peers\]"),
         ("fastfeed", "nvidia.dali", "pip install .*nvidia-dali-cuda1"),
+        (MIXED, "nvidia.dali", "pip install .*nvidia-dali-cuda1"),
+        (DECODED, "nvidia.dali", "pip install .*nvidia-dali-cuda1"),
     ],
 )
 def test_what_is_not_installed_is_absent(case, provider, module, install, monkeypatch):

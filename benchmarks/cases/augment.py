@@ -1,0 +1,133 @@
+"""Colour and geometry of bytes, between the resize and the last pass."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+from benchmarks.case import Case, Options, largest_error
+from benchmarks.peers import Absent
+from benchmarks.timing import Run
+from fastfeed._extension import extension
+from fastfeed.data.augment import ColorJitter, Step, TrivialAugmentWide, augment_, draw_operations
+from fastfeed.data.policies import Kind
+from fastfeed.demo.draw import CLASSES, draw_image
+
+STEPS: dict[str, Step] = {
+    "trivial": TrivialAugmentWide(),
+    "jitter": ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+}
+
+
+def affine(image: Image.Image, *matrix: float) -> Image.Image:
+    """Return the image with the pixel at `matrix` (x, y, 1) at (x, y)."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+
+
+def shift_hue(image: Image.Image, turns: float) -> Image.Image:
+    """Return the image with its colours moved around the wheel, as torchvision does it."""
+    hue, saturation, value = image.convert("HSV").split()
+    shifted = np.array(hue) + np.int32(255 * turns).astype(np.uint8)
+    return Image.merge("HSV", (Image.fromarray(shifted), saturation, value)).convert("RGB")
+
+
+# What torchvision's transforms call for each operation that these steps draw.
+PILLOW: dict[Kind, Callable[[Image.Image, float], Image.Image]] = {
+    Kind.NOTHING: lambda image, _: image,
+    Kind.BRIGHTNESS: lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
+    Kind.CONTRAST: lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+    Kind.SATURATION: lambda image, factor: ImageEnhance.Color(image).enhance(factor),
+    Kind.HUE: shift_hue,
+    Kind.SHARPNESS: lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
+    Kind.POSTERIZE: lambda image, bits: ImageOps.posterize(image, int(bits)),
+    Kind.SOLARIZE: ImageOps.solarize,
+    Kind.AUTOCONTRAST: lambda image, _: ImageOps.autocontrast(image),
+    Kind.EQUALIZE: lambda image, _: ImageOps.equalize(image),
+    Kind.SHEAR_X: lambda image, columns: affine(image, 1, columns, 0, 0, 1, 0),
+    Kind.SHEAR_Y: lambda image, rows: affine(image, 1, 0, 0, rows, 1, 0),
+    Kind.TRANSLATE_X: lambda image, pixels: affine(image, 1, 0, -int(pixels), 0, 1, 0),
+    Kind.TRANSLATE_Y: lambda image, pixels: affine(image, 1, 0, 0, 0, 1, -int(pixels)),
+    Kind.ROTATE: lambda image, degrees: image.rotate(degrees, Image.Resampling.NEAREST),
+}
+
+
+class AugmentCase(Case):
+    """TrivialAugment, one operation an image, and ColorJitter, four: ours against the same operations by Pillow.
+
+    Pillow takes one image at a time, in each of as many threads as ours has, and its results are copied into a batch.
+    Ours works in place, on a copy of the images that it makes first. On a GPU DALI does the operations.
+    """
+
+    name = "augment"
+    direction = "forward"
+    baseline = "pillow"
+    packages: ClassVar = {"pillow": "pillow"}
+
+    @classmethod
+    def parameters(cls, options: Options) -> list[dict[str, Any]]:
+        """A batch of ImageNet's usual size, with each of the steps; in a quick run with the first."""
+        steps = list(STEPS)[: 1 if options.quick else None]
+        return [{"shape": f"{step}-64x224x224x3", "dtype": torch.uint8} for step in steps]
+
+    def __init__(self, options: Options, shape: str, dtype: torch.dtype) -> None:
+        if options.device.type == "cuda":
+            raise Absent("for CPUs: on a GPU DALI does this, in the graph that decodes")
+        step, sides = shape.split("-")
+        batch, height, width, _ = map(int, sides.split("x"))
+        rng = np.random.default_rng(0)
+        drawn = (draw_image(CLASSES[i % len(CLASSES)], rng).resize((width, height)) for i in range(batch))
+        self.images = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in drawn]))
+        self.out = torch.empty_like(self.images)
+        samples = np.arange(batch)
+        self.operations = draw_operations(
+            [STEPS[step]], samples, np.zeros_like(samples), seed=0, epoch=0, height=height, width=width
+        )
+        self.threads = options.threads
+        self._executor = ThreadPoolExecutor(options.threads)
+        # Reads and writes every value once, if all operations on an image could be done in one pass.
+        self.bytes_per_run = 2 * self.images.numel()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._executor.shutdown()
+
+    def check(self, provider: str) -> float:
+        """Compare with Pillow's results, bit for bit.
+
+        Returns:
+            The largest difference, in levels of 255.
+        """
+        expected = self.providers[self.baseline](self)().clone()
+        self.out.zero_()
+        actual = self.providers[provider](self)()
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        return largest_error(actual, expected)
+
+    def _pillow(self) -> Run:
+        images = [Image.fromarray(image.numpy()) for image in self.images]
+        kinds, magnitudes = self.operations.kind.tolist(), self.operations.magnitude.tolist()
+
+        def augment(image: Image.Image, kinds: list[int], magnitudes: list[float], out: Tensor) -> None:
+            for kind, magnitude in zip(kinds, magnitudes, strict=True):
+                image = PILLOW[Kind(kind)](image, magnitude)
+            out.copy_(torch.from_numpy(np.array(image)))
+
+        def run() -> Tensor:
+            list(self._executor.map(augment, images, kinds, magnitudes, self.out))
+            return self.out
+
+        return run
+
+    def _fastfeed(self) -> Run:
+        pool = extension().Pool(self.threads)
+
+        def run() -> Tensor:
+            return augment_(self.out.copy_(self.images), self.operations, pool)
+
+        return run
+
+    providers: ClassVar = {"pillow": _pillow, "fastfeed": _fastfeed}
