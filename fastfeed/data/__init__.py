@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastfeed.data.collate import collate_uint8
+    from fastfeed.data.errors import BadSample
     from fastfeed.data.loader import SampleInfo
     from fastfeed.data.samplers import ClassBalancedSampler, RepeatedAugmentation, WeightedSampler
     from fastfeed.data.schedule import MultiScale, ProgressiveSize
 
 # Loaded on first use, as in fastfeed/__init__.py.
 _NAMES = {
+    "BadSample": "fastfeed.data.errors",
     "ClassBalancedSampler": "fastfeed.data.samplers",
     "MultiScale": "fastfeed.data.schedule",
     "ProgressiveSize": "fastfeed.data.schedule",
@@ -25,6 +27,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "BadSample",
     "ClassBalancedSampler",
     "MultiScale",
     "ProgressiveSize",

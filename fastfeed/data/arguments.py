@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import torch
 
 from fastfeed.data.finish import require_cuda
@@ -45,6 +46,6 @@ def choose_device(device: str | int | torch.device | None) -> torch.device:
 
 
 def check_whole(name: str, value: int, low: int) -> None:
-    """Raise ValueError unless `value` is an int, and `low` or more."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    """Raise ValueError unless `value` is a whole number, Python's or NumPy's, and `low` or more."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
         raise ValueError(f"{name} is {value!r}; expected a whole number, {low} or more")

@@ -68,6 +68,12 @@ class SampleParameters:
         block["weight"] = 1
         block["partner"] = np.arange(batch_size)
 
+        def flags(name: str, values: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+            array = given(name, values)
+            if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
+                raise ValueError(f"{name} is {array.tolist()}; expected booleans")
+            return array.astype(np.bool_)
+
         def given(name: str, values: npt.ArrayLike, *shape: int) -> npt.NDArray[Any]:
             array = np.asarray(values)
             if array.shape != (batch_size, *shape):
@@ -83,9 +89,9 @@ class SampleParameters:
             return array
 
         if flip is not None:
-            block["flip"] |= given("flip", flip).astype(np.bool_)
+            block["flip"] |= flags("flip", flip)
         if vertical_flip is not None:
-            block["flip"] |= given("vertical_flip", vertical_flip).astype(np.bool_) * np.int32(2)
+            block["flip"] |= flags("vertical_flip", vertical_flip) * np.int32(2)
         if erase is not None:
             block["erase"] = integers("erase", erase, 4)
         if noise_key is not None:

@@ -4,6 +4,9 @@ DALI decodes the windows. On a GPU it resizes them too; on the CPU, where its re
 extension does (`csrc/resample.h`), with Pillow's filter and Pillow's bits.
 """
 
+import ctypes
+import os
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +21,20 @@ from fastfeed.data.augment import augment_
 from fastfeed.data.pipeline import BLANK, Entry, build_pipeline, feed
 from fastfeed.data.plan import blank
 from fastfeed.data.transforms import RandomCrop, Transform, rgb_fill
+
+# A fork copies DALI without its threads: to shut a pipeline down in the child, as DALI does when the interpreter ends,
+# would wait for them for ever, or crash. So the child's copies are taken from DALI's hands and never destroyed.
+_alive: "weakref.WeakSet[Graph]" = weakref.WeakSet()
+
+
+def _keep_lost_pipelines() -> None:
+    for graph in list(_alive):
+        lost = getattr(graph.pipeline, "_pipe", None)  # what DALI would shut down; it has no public way to leave it
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(lost))
+        graph.pipeline._pipe = None
+
+
+os.register_at_fork(after_in_child=_keep_lost_pipelines)
 
 
 class Images:
@@ -80,7 +97,8 @@ class Graph:
         self._started = False
         self._pool = extension().Pool(threads)
         self._recycler = extension().Recycler(3)  # one that is filled, one that is finished, one that is held
-        self._pipeline = self._build(max_batch_size, threads, depth)
+        self.pipeline = self._build(max_batch_size, threads, depth)
+        _alive.add(self)
 
     def submit(self, entry: Entry) -> None:
         """Start work on a batch; returns at once. At most `depth` batches may be in flight."""
@@ -88,9 +106,9 @@ class Graph:
             self._max_batch_size = len(entry.data)
             self._rebuild()
         self._in_flight.append(entry)
-        self._feed(self._pipeline, entry)
+        self._feed(self.pipeline, entry)
         if self._started:
-            self._pipeline.schedule_run()
+            self.pipeline.schedule_run()
         elif len(self._in_flight) == self._depth:
             # DALI's first run takes as many batches as its queue is deep, so it waits for them, or for `result`.
             self._start()
@@ -106,7 +124,7 @@ class Graph:
             assert last is not None, "result() without submit()"
             while len(self._in_flight) < self._depth:  # fewer batches than the queue is deep: repeat the last
                 self._in_flight.append(None)
-                self._feed(self._pipeline, last)
+                self._feed(self.pipeline, last)
             self._start()
         while (entry := self._in_flight[0]) is None:
             self._in_flight.popleft()
@@ -151,13 +169,13 @@ class Graph:
         feed(pipeline, self._transform, entry, whole=self._whole)
 
     def _start(self) -> None:
-        self._pipeline.schedule_run()
+        self.pipeline.schedule_run()
         self._started = True
 
     def _share(self) -> Any:
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
-        (output,) = self._pipeline.share_outputs(cuda_stream=stream)
-        self._pipeline.release_outputs()  # what `output` refers to stays for as long as it does
+        (output,) = self.pipeline.share_outputs(cuda_stream=stream)
+        self.pipeline.release_outputs()  # what `output` refers to stays for as long as it does
         return output
 
     def _images(self, windows: Any, entry: Entry) -> Images:
@@ -227,7 +245,7 @@ class Graph:
     def _rebuild(self) -> None:
         """Begin again with what is in flight in a new pipeline: DALI promises nothing of one that failed."""
         again = [entry for entry in self._in_flight if entry is not None]
-        self._pipeline = self._build(self._max_batch_size, self._threads, self._depth)
+        self.pipeline = self._build(self._max_batch_size, self._threads, self._depth)
         self._started = False
         self._in_flight.clear()
         for entry in again:

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,6 @@ from fastfeed.data.transforms import RandomErasing, Transform, train
 from fastfeed.data.tree import leaves, replace_leaves
 
 MAX_PIXELS = 178_956_970  # as Pillow, which takes larger images for decompression bombs
-
-_lost_in_fork: list[Graph] = []
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +150,11 @@ class DataLoader:
             )
         if isinstance(dataset, str | os.PathLike):
             dataset = FolderSource(dataset)
+        if mix is not None and isinstance(dataset, Source) and dataset.labels is None:
+            raise ValueError(
+                "mix needs class indices, one for each sample, and this source has other targets (its `labels` are "
+                "None): leave mix out, or mix them in the training step"
+            )
         if not isinstance(dataset, Source):
             raise TypeError(
                 f"dataset is {type(dataset).__name__}; expected the path of a folder of class folders, or a "
@@ -159,7 +163,7 @@ class DataLoader:
         if len(dataset) >= 2**32:
             raise ValueError(f"dataset has {len(dataset)} samples; expected fewer than 2**32")
         self.source = dataset
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.num_workers = num_workers or len(os.sched_getaffinity(0))
@@ -207,6 +211,7 @@ class DataLoader:
         # The last batch that was given; None between epochs, where `_resume` is where the next `iter()` begins.
         self._progress: dict[str, Any] | None = None
         self._resume: dict[str, Any] | None = None
+        self._newest: object = None  # the iterator that the state is of
 
     @property
     def errors(self) -> list[BadSample]:
@@ -233,10 +238,10 @@ class DataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next `iter()` runs, from its beginning."""
         check_whole("epoch", epoch, 0)
-        self._epoch, self._resume, self._progress = epoch, None, None
+        self._epoch, self._resume, self._progress, self._newest = epoch, None, None, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the iteration is, after the batch that was given last: a few integers.
+        """Return where the iterator is that was begun last, after the batch that it gave last: a few integers.
 
         It may be loaded by a loader with another batch size or number of ranks: what is left of the epoch is cut anew.
         """
@@ -263,7 +268,7 @@ class DataLoader:
                     "not be those that are left"
                 )
         self._resume = {name: state[name] for name in ("epoch", "consumed", "step", "sampler")}
-        self._epoch, self._progress = state["epoch"], None
+        self._epoch, self._progress, self._newest = state["epoch"], None, None
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for a state to go on where it was."""
@@ -272,7 +277,8 @@ class DataLoader:
     def __iter__(self) -> Iterator[Any]:
         start = self._resume or {"epoch": self._epoch, "consumed": 0, "step": 0, "sampler": None}
         self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
-        return self._run(start)
+        self._newest = object()
+        return self._run(start, self._newest)
 
     def __enter__(self) -> "DataLoader":
         return self
@@ -317,13 +323,16 @@ class DataLoader:
             return size if self.sampler.batched else operator.length_hint(self.sampler.sampler, size)
         return -(-self.sampler.length(size) // self.world_size)
 
-    def _run(self, start: dict[str, Any]) -> Iterator[Any]:
+    def _run(self, start: dict[str, Any], this: object) -> Iterator[Any]:
         # `map`, which keeps no reference to what it gives: the batch is the consumer's.
-        yield from map(self._give, self._rings.run(self._decoded(start)))
-        self._progress = None
+        yield from map(partial(self._give, this), self._rings.run(self._decoded(start)))
+        if this is self._newest:
+            self._progress = None
 
-    def _give(self, done: Done) -> Any:
-        targets, info, self._progress = done.tag
+    def _give(self, this: object, done: Done) -> Any:
+        targets, info, progress = done.tag
+        if this is self._newest:
+            self._progress = progress
         rest = iter(done.rest)
         targets = replace_leaves(targets, lambda _, leaf: next(rest) if isinstance(leaf, torch.Tensor) else leaf)
         if not self._info:
@@ -397,7 +406,14 @@ class DataLoader:
             mixing = {"partner": mix.partner, "weight": mix.weight, "cut": mix.box}
             targets = mix_target(targets, mix)
         noise = plan.noise_key if self._noise else None
-        parameters = SampleParameters(n, flip=plan.flip, erase=plan.erase, noise_key=noise, **mixing)
+        parameters = SampleParameters(
+            n,
+            flip=(plan.flip & 1) > 0,
+            vertical_flip=(plan.flip & 2) > 0,
+            erase=plan.erase,
+            noise_key=noise,
+            **mixing,
+        )
         rest = [leaf for _, leaf in leaves(targets) if isinstance(leaf, torch.Tensor)]
         if self._info:
             rest.append(valid)
@@ -414,9 +430,7 @@ class DataLoader:
 
     def _take_graph(self) -> Graph:
         graph, self._idle_graph = self._idle_graph, None
-        if graph is not None and self._pid != os.getpid():
-            # A fork copies DALI without its threads; to use it, or to destroy it, would wait for them forever.
-            _lost_in_fork.append(graph)
+        if graph is not None and self._pid != os.getpid():  # a fork copies DALI without its threads
             graph, self._pid = None, os.getpid()
         if graph is None:
             return self._new_graph()

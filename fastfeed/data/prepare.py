@@ -75,6 +75,14 @@ class Preparer:
         """Give back the threads; the next batch starts new ones."""
         self._pool = extension().Pool(self._pool.threads)
 
+    def _scheduled(self, epoch: int, step: int) -> tuple[int, int]:
+        assert self._size is not None
+        size = self._size(epoch, step)
+        try:
+            return output_size(size)
+        except ValueError as error:
+            raise ValueError(f"size(epoch={epoch}, step={step}) gave {size!r}: {error}") from error
+
     def prepare(self, epoch: int, picks: BatchPicks) -> Prepared:
         """Read and plan one batch."""
         read = self._source.read(picks.index, self._pool)
@@ -85,7 +93,7 @@ class Preparer:
         for i in np.flatnonzero(sizes.prod(axis=1) > self._max_pixels).tolist():
             h, w = sizes[i]
             bad.setdefault(i, f"its header says {h} x {w} pixels, and max_pixels is {self._max_pixels}")
-        size = self._transform.size if self._size is None else output_size(self._size(epoch, picks.step))
+        size = self._transform.size if self._size is None else self._scheduled(epoch, picks.step)
         for i in np.flatnonzero(too_small(self._transform, sizes, size)).tolist():
             h, w = sizes[i]
             bad.setdefault(

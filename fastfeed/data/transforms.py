@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fastfeed.data.augment import AutoAugment, ColorJitter, RandAugment, TrivialAugmentWide
 
 # By the names that people know them by.
@@ -290,10 +292,10 @@ def rgb_fill(owner: str, fill: int | tuple[int, int, int]) -> tuple[int, int, in
 
 
 def _check_whole(name: str, value: int, low: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
         expected = "a positive whole number" if low else "a whole number"
         raise ValueError(f"{name} is {value!r}; expected {expected} of pixels")
-    return value
+    return int(value)
 
 
 def _check_probability(name: str, value: float) -> None:

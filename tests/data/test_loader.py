@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,20 @@ def test_train_pixels_are_those_of_the_planned_window(folder, device):
             assert np.array_equal(np.rint(got), expected)
         else:  # at the window's edges DALI repeats the last pixel where Pillow leaves the filter short
             assert np.abs(got - expected)[1:-1, 1:-1].max() <= 2.01
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("auto_augment", [None, "rand"])
+@pytest.mark.parametrize(("horizontal", "vertical"), [(1, 0), (0, 1), (1, 1)])
+def test_flips(folder, device, horizontal, vertical, auto_augment):
+    if auto_augment is not None:  # that does nothing: the flips are operations then
+        auto_augment = transforms.RandAugment(num_ops=0)
+    plain = transforms.Transform(transforms.Resize((20, 30)), **PIXELS)
+    flipped = replace(plain, horizontal_flip=horizontal, vertical_flip=vertical, auto_augment=auto_augment)
+    (expected, _), (got, _) = (epoch(loader(folder, transform=t, device=device)) for t in (plain, flipped))
+    dims = [3] * horizontal + [2] * vertical
+    assert torch.equal(got, expected.flip(dims))
+    assert not torch.equal(got, expected)
 
 
 def test_normalised_batches_are_the_reference_of_the_pixels(folder):
@@ -332,6 +347,24 @@ def test_bad_datasets(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_mixing_needs_class_indices(folder):
+    paths = [path for path, _ in FolderSource(folder).samples]
+    for targets in ([{"a": 1}] * len(paths), torch.zeros(len(paths), 4), ["x"] * len(paths)):
+        with pytest.raises(ValueError, match="mix needs class indices"):
+            loader(fastfeed.ListSource(paths, targets), mix=Mix(0.2))
+
+
+def test_a_size_schedule_that_gives_nonsense_is_named(folder):
+    with pytest.raises(ValueError, match=r"size\(epoch=0, step=1\) gave 'x'"):
+        list(loader(folder, size=lambda epoch, step: 24 if step == 0 else "x"))
+
+
+def test_numpys_integers_are_whole_numbers(folder):
+    sizes = np.array([16, 24])
+    images, _ = next(iter(loader(folder, np.int64(3), size=lambda epoch, step: sizes[step])))
+    assert images.shape == (3, 3, 16, 16)
+
+
 def test_a_gpu_asked_for_where_there_is_none(folder):
     with pytest.raises(RuntimeError, match=r"device is 'cuda:1', but PyTorch sees no NVIDIA GPU.*fastfeed info"):
         loader(folder, device="cuda:1")
@@ -400,6 +433,27 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), count)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout.strip()) == (0, "4 4"), result.stderr
+
+
+@pytest.mark.parametrize("state", ["never run", "in an epoch", "after one", "dropped"])
+def test_a_forked_child_that_ends_does_not_touch_its_parents_loader(folder, state):
+    script = f"""
+import os, sys, fastfeed
+data = fastfeed.DataLoader({str(folder)!r}, 4, transform=fastfeed.transforms.train(16), device="cpu")
+if {state!r} != "never run":
+    iterator = iter(data)
+    next(iterator)
+if {state!r} == "after one":
+    list(iterator)
+child = os.fork()
+if child == 0:
+    if {state!r} == "dropped":
+        del data, iterator
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (result.returncode, result.stdout.strip()) == (0, "7"), result.stderr
 
 
 @pytest.mark.parametrize("what", ["empty", "without tables"])

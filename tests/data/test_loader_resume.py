@@ -354,3 +354,16 @@ def make_loader_at(folder, epoch):
     data = make_loader(folder, shuffle=True)
     data.set_epoch(epoch)
     return data
+
+
+def test_the_state_is_that_of_the_iterator_begun_last(folder):
+    data = make_loader(folder)
+    first = iter(data)
+    next(first)
+    second = iter(data)
+    next(second)
+    assert (data.state_dict()["epoch"], data.state_dict()["step"]) == (1, 1)
+    assert len(list(first)) == len(data) - 1
+    assert (data.state_dict()["epoch"], data.state_dict()["step"]) == (1, 1)
+    next(second)
+    assert (data.state_dict()["epoch"], data.state_dict()["step"]) == (1, 2)

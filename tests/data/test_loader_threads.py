@@ -267,7 +267,7 @@ def test_a_training_step_that_raises(folder, epochs, error):
 def test_an_interrupt_in_the_middle_of_a_call_of_dali(folder, epochs, call, when, number):
     # which leaves the pipeline in a state that nobody knows, so it must not be used again
     data = make(folder)
-    pipeline, calls = data._idle_graph._pipeline, itertools.count(1)
+    pipeline, calls = data._idle_graph.pipeline, itertools.count(1)
     whole = getattr(pipeline, call)
 
     def interrupted(*arguments, **options):
