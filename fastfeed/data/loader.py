@@ -345,6 +345,7 @@ class DataLoader:
         prepared = ahead((self._preparer.prepare(epoch, picks) for picks in self._steps(start)), depth=1)
         pending: deque[Prepared] = deque()
         begun: deque[tuple[Prepared, Images]] = deque()
+        lag = 0
         error: Exception | None = None
 
         def submit_next() -> None:
@@ -365,7 +366,8 @@ class DataLoader:
                 if pending:
                     begun.append((pending.popleft(), graph.result()))
                     submit_next()
-                if len(begun) > self._lag or not pending:
+                if len(begun) > lag or not pending:
+                    lag = self._lag  # but the first batch at once: somebody waits for it
                     work = self._work(*begun.popleft(), epoch)
                     if work is not None:
                         yield work

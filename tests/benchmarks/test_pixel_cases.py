@@ -131,6 +131,12 @@ def test_augment_check_sees(step, name):
     case.close()
 
 
+def test_augment_check_sees_a_level(augmenting):
+    augmenting.providers = AugmentCase.providers | {"wrong": changed(lambda images: images.bitwise_xor(1))}
+    with pytest.raises(AssertionError):
+        augmenting.check("wrong")
+
+
 def test_every_operation_is_compared():
     """Whatever a step can draw, Pillow has; and a batch of the case draws nearly all of it."""
     space = set(trivial_augment_space(31).kind.tolist())

@@ -195,6 +195,13 @@ def test_length(folder, batch_size, drop_last, length):
         assert len(data) == len(list(data)) == length
 
 
+@pytest.mark.parametrize(("drop_last", "length"), [(False, 3), (True, 2)])
+def test_length_is_the_same_on_every_rank(folder, drop_last, length):
+    for rank in range(3):
+        data = loader(folder, 2, drop_last=drop_last, rank=rank, world_size=3)
+        assert len(data) == len(list(data)) == length
+
+
 @pytest.mark.parametrize("taken", [0, 1, 2, 4])
 def test_leaving_an_epoch_early_leaves_the_next_one_whole(folder, taken):
     data, fresh = loader(folder, shuffle=True), loader(folder, shuffle=True)
