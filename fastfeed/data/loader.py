@@ -69,7 +69,9 @@ class DataLoader:
             PyTorch and the extension can use, else the CPU.
         dtype: torch.float32, torch.float16 or torch.bfloat16.
         memory_format: torch.channels_last, or torch.contiguous_format.
-        mix: mixup, cutmix or both, after everything else; the target becomes a `fastfeed.MixedTarget`.
+        mix: mixup, cutmix or both, after everything else. Class indices become a `fastfeed.MixedTarget`, and targets
+            of floating-point rows, [N, ...] (several labels at once, say), are mixed as they are; there must be no
+            other targets.
         stable_addresses: put every batch's tensors at the addresses of the first batch's, for steps captured in a CUDA
             graph. A batch is then overwritten by the next one, and all must have one size: see `drop_last`.
         seed: 64 bits; decides the order and every random choice.
@@ -150,11 +152,6 @@ class DataLoader:
             )
         if isinstance(dataset, str | os.PathLike):
             dataset = FolderSource(dataset)
-        if mix is not None and isinstance(dataset, Source) and dataset.labels is None:
-            raise ValueError(
-                "mix needs class indices, one for each sample, and this source has other targets (its `labels` are "
-                "None): leave mix out, or mix them in the training step"
-            )
         if not isinstance(dataset, Source):
             raise TypeError(
                 f"dataset is {type(dataset).__name__}; expected the path of a folder of class folders, or a "

@@ -177,24 +177,37 @@ class MixedTarget(NamedTuple):
         return MixedTarget(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
 
-def mix_target(target: torch.Tensor, plan: MixPlan) -> MixedTarget:
+def mix_target(target: torch.Tensor, plan: MixPlan) -> "MixedTarget | torch.Tensor":
     """Return the target of a batch after it was mixed by `plan`.
 
     Args:
-        target: [N] int64 class indices, on the CPU.
+        target: on the CPU: [N] int64 class indices, or [N, ...] of a floating-point dtype: several labels per sample
+            (multi-hot), probabilities, values to be predicted.
         plan: for the same batch.
 
+    Returns:
+        A `MixedTarget` for class indices, which needs no dense target. Else lam * own + (1 - lam) * partner's, of the
+        shape and dtype of `target`; the arithmetic is in float32 or, if that is wider, in its dtype.
+
     Raises:
-        ValueError: for a tensor of another shape, dtype or device.
+        ValueError: for a target of another kind, shape, dtype or device.
     """
     n = len(plan.partner)
-    if target.dtype != torch.int64 or target.shape != (n,):
-        raise ValueError(f"target is {target.dtype} {list(target.shape)}; expected torch.int64 [{n}]")
+    expected = f"expected class indices, torch.int64 [{n}], or floating-point rows, [{n}, ...]"
+    if not isinstance(target, torch.Tensor):
+        raise ValueError(f"target is {type(target).__name__}; {expected}")
+    is_labels = target.dtype == torch.int64 and target.shape == (n,)
+    if not is_labels and not (target.is_floating_point() and target.shape[:1] == (n,)):
+        raise ValueError(f"target is {target.dtype} {list(target.shape)}; {expected}")
     if target.device.type != "cpu":
         raise ValueError(f"target is on {target.device}; expected a CPU tensor: mix it before it is moved")
-    lam = torch.from_numpy(plan.lam)
-    # Where the partner gives nothing its label must not count either: an infinite loss times 0 would be NaN.
-    return MixedTarget(target, torch.where(lam == 1, target, target[torch.from_numpy(plan.partner)]), lam)
+    lam, partner = torch.from_numpy(plan.lam), torch.from_numpy(plan.partner)
+    if is_labels:
+        # Where the partner gives nothing its label must not count either: an infinite loss times 0 would be NaN.
+        return MixedTarget(target, torch.where(lam == 1, target, target[partner]), lam)
+    weight = lam.to(torch.promote_types(torch.float32, target.dtype)).view(-1, *[1] * (target.dim() - 1))
+    mixed = (weight * target + (1 - weight) * target[partner]).to(target.dtype)
+    return torch.where(weight == 1, target, mixed)  # here too: an infinite value of the partner's
 
 
 def _draw(count: int, seed: int, epoch: int, batch: int) -> Uint32:

@@ -33,12 +33,14 @@ class Prefetcher:
         mean: one value per channel, in units of pixel / 255.
         std: likewise, positive.
         memory_format: of the images: torch.channels_last or torch.contiguous_format.
-        mix: mixup, cutmix or both; the target becomes a `fastfeed.MixedTarget`. Not for floating point images.
+        mix: mixup, cutmix or both; class indices become a `fastfeed.MixedTarget`, floating point targets are mixed as
+            they are. Not for floating point images.
         depth: how many batches are on their way while you work on one, at least 1.
         image: where the image is in a batch: an index, key or field, or a tuple of them; as 0, "pixel_values" or
             ("inputs", -1). By default it is found: the only uint8 tensor or array of four dimensions with as many
             channels as `mean`, or, if there is none, the only floating point one.
-        target: likewise, the class indices, [N] int64, which only `mix` needs. By default the only such tensor.
+        target: likewise, class indices, [N] int64, or floating point rows, [N, ...], which only `mix` needs. By default
+            the only tensor of class indices.
         layout: "NHWC" or "NCHW", of the images as the loader gives them. By default it is seen from their shape.
         stable_addresses: put every batch's tensors at the addresses of the first batch's, for steps captured in a CUDA
             graph. A batch is then overwritten by the next one, and all must have one shape.
@@ -193,8 +195,6 @@ class Prefetcher:
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         number = position * world_size + rank  # ranks draw apart
         plan = draw_mix(mix, n, height, width, seed=self.seed, epoch=epoch, batch=number)
-        if not isinstance(target, torch.Tensor):
-            raise ValueError(f"{path_name(target_path)} is {type(target).__name__}; expected a tensor [N] of int64")
         try:
             mixed = mix_target(target, plan)
         except ValueError as error:
@@ -311,7 +311,10 @@ def _find_target(batch: Any, n: int, image_path: Path) -> Path:
     if candidates:
         names = ", ".join(path_name(path) for path in candidates)
         raise ValueError(f"mix finds several targets: {names}. Say which is meant, as target={_place(candidates[0])}")
-    raise ValueError(f"mix needs class indices, a tensor of int64 [{n}], and the batch has {_describe(batch)}")
+    raise ValueError(
+        f"mix needs class indices, a tensor of int64 [{n}], and the batch has {_describe(batch)}. For a floating point "
+        "target say where it is, as target=1"
+    )
 
 
 def _describe(batch: Any) -> str:

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 
 import fastfeed
-from fastfeed import DataLoader, FolderSource, Mix, MixedTarget, transforms
+from fastfeed import DataLoader, FolderSource, transforms
 from fastfeed.data.errors import SampleError
-from fastfeed.data.finish import SampleParameters, finish_reference
-from fastfeed.data.mix import draw_mix, mix_target
+from fastfeed.data.finish import finish_reference
 from tests.images import picture, write_folder
 
 pytestmark = pytest.mark.dali
@@ -119,25 +118,6 @@ def test_normalised_batches_are_the_reference_of_the_pixels(folder):
     pixels = levels.round().byte().permute(0, 2, 3, 1).contiguous()
     expected = finish_reference(pixels, None, transforms.train().mean, transforms.train().std)
     assert torch.equal(images, expected)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("mix", [Mix(mixup=0.4), Mix(cutmix=1.0), Mix(0.4, 1.0, per="sample")])
-def test_mixed_batches_are_the_reference_of_the_pixels(folder, device, mix):
-    levels, mixed = (
-        loader(folder, shuffle=True, seed=7, device=device, transform=transform, mix=m)
-        for transform, m in ((transforms.train(32, **PIXELS), None), (transforms.train(32), mix))
-    )
-    for number in range(2):
-        for position, ((pixels, labels), (images, target)) in enumerate(zip(levels, mixed, strict=True)):
-            n = len(labels)
-            plan = draw_mix(mix, n, 32, 32, seed=7, epoch=number, batch=4 * position)
-            pixels = pixels.cpu().round().byte().permute(0, 2, 3, 1)
-            parameters = SampleParameters(n, partner=plan.partner, weight=plan.weight, cut=plan.box)
-            expected = finish_reference(pixels, parameters, transforms.train().mean, transforms.train().std)
-            assert torch.equal(images.cpu(), expected)
-            assert isinstance(target, MixedTarget)
-            assert all(map(torch.equal, target.to("cpu"), mix_target(labels.cpu(), plan)))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -351,14 +331,6 @@ def test_bad_datasets(tmp_path):
         loader(tmp_path / "absent")
     with pytest.raises(TypeError, match="dataset is list"):
         loader([1, 2, 3])
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_mixing_needs_class_indices(folder):
-    paths = [path for path, _ in FolderSource(folder).samples]
-    for targets in ([{"a": 1}] * len(paths), torch.zeros(len(paths), 4), ["x"] * len(paths)):
-        with pytest.raises(ValueError, match="mix needs class indices"):
-            loader(fastfeed.ListSource(paths, targets), mix=Mix(0.2))
 
 
 def test_a_size_schedule_that_gives_nonsense_is_named(folder):

@@ -388,7 +388,10 @@ def test_mix_target_takes_the_labels_of_the_partners():
 
 
 @pytest.mark.parametrize(("target", "message"), [
-    (torch.zeros(4), r"target is torch.float32 \[4\]; expected torch.int64 \[4\]"),
+    (torch.zeros(3), r"torch.float32 \[3\]; expected class indices, torch.int64 \[4\], or floating-point rows"),
+    (torch.zeros(()), r"target is torch.float32 \[\]"),
+    ([0, 1, 2, 3], "target is list"),
+    (torch.zeros(4, 2, dtype=torch.bool), r"target is torch.bool \[4, 2\]"),
     (torch.zeros(4, dtype=torch.int32), "target is torch.int32"),
     (torch.zeros(3, dtype=torch.int64), r"target is torch.int64 \[3\]"),
     (torch.zeros(4, 1, dtype=torch.int64), r"target is torch.int64 \[4, 1\]"),

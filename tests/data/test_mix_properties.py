@@ -71,3 +71,27 @@ def test_dense_targets_are_probabilities(labels, mix, seed, spare):
     own, other = F.one_hot(target.a, 10 + spare), F.one_hot(torch.tensor(labels)[p.partner].long(), 10 + spare)
     lam = torch.from_numpy(p.lam)[:, None]
     torch.testing.assert_close(dense, lam * own + (1 - lam) * other, rtol=0, atol=1e-7)
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(
+    labels=st.lists(st.integers(0, 9), max_size=20),
+    mix=declarations(),
+    seed=WORDS,
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+)
+def test_rows_are_mixed_as_class_indices_are(labels, mix, seed, dtype):
+    p = draw_mix(mix, len(labels), 31, 17, seed=seed, epoch=0, batch=0)
+    target = torch.tensor(labels, dtype=torch.int64)
+    expected = mix_target(target, p).dense(10, torch.float64)
+    for shape in ((10,), (2, 5), (10, 1, 1)):
+        rows = F.one_hot(target, 10).to(dtype).reshape(-1, *shape)
+        mixed = mix_target(rows, p)
+        assert (mixed.dtype, mixed.shape) == (dtype, rows.shape)
+        error = torch.finfo(dtype).eps
+        torch.testing.assert_close(mixed.double().reshape(-1, 10), expected, rtol=0, atol=max(error, 2e-7))
+        # Where the partner gives nothing, nothing of it is seen: not even by infinite values times 0.
+        infinite = mix_target(rows.masked_fill(rows > 0, float("inf")), p)
+        untouched = torch.from_numpy(p.lam == 1)
+        assert torch.equal(infinite[untouched] > 0, rows[untouched] > 0)
+        assert not infinite[untouched].isnan().any()
