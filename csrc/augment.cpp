@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "hue.h"
+
 namespace fastfeed {
 namespace {
 
@@ -150,71 +152,8 @@ void look_up_by_histogram(const Image& image, const MakeTable& make) {
     look_up(image, make(counts[0]), make(counts[1]), make(counts[2]));
 }
 
-// Hue, saturation and value of a byte each, by Pillow's formulas and with its roundings.
-
-struct Hsv {
-    uint8_t h, s, v;
-};
-
-Hsv to_hsv(const uint8_t* rgb) {
-    const int r = rgb[0], g = rgb[1], b = rgb[2];
-    const int high = std::max({r, g, b}), low = std::min({r, g, b});
-    if (high == low) return {0, 0, static_cast<uint8_t>(high)};
-    const float range = static_cast<float>(high - low), saturation = range / static_cast<float>(high);
-    const float red = static_cast<float>(high - r) / range;
-    const float green = static_cast<float>(high - g) / range;
-    const float blue = static_cast<float>(high - b) / range;
-    float hue;
-    if (r == high) {
-        hue = blue - green;
-    } else if (g == high) {
-        hue = static_cast<float>(2.0 + red - blue);
-    } else {
-        hue = static_cast<float>(4.0 + green - red);
-    }
-    const double turns = hue / 6.0 + 1.0;  // from 5/6 to 11/6
-    hue = static_cast<float>(turns >= 1.0 ? turns - 1.0 : turns);
-    return {static_cast<uint8_t>(std::min(static_cast<int>(hue * 255.0), 255)),
-            static_cast<uint8_t>(saturation * 255.0), static_cast<uint8_t>(high)};
-}
-
-// Half up, for numbers of at least 0: a call of std::round is slow where it is no instruction.
-uint8_t round_to_byte(double value) {
-    const int whole = static_cast<int>(value);
-    return static_cast<uint8_t>(std::min(whole + (value - whole >= 0.5), 255));
-}
-
-void to_rgb(const Hsv& hsv, uint8_t* rgb) {
-    const auto set = [rgb](uint8_t r, uint8_t g, uint8_t b) {
-        rgb[0] = r;
-        rgb[1] = g;
-        rgb[2] = b;
-    };
-    const uint8_t v = hsv.v;
-    if (hsv.s == 0) return set(v, v, v);
-    const double sextants = static_cast<float>(hsv.h) * 6.0 / 255.0;
-    const int sextant = static_cast<int>(sextants);
-    const float rest = static_cast<float>(sextants - sextant), saturation = static_cast<float>(hsv.s / 255.0);
-    const uint8_t p = round_to_byte(v * (1.0 - saturation));
-    const uint8_t q = round_to_byte(v * (1.0 - saturation * rest));
-    const uint8_t t = round_to_byte(v * (1.0 - saturation * (1.0 - rest)));
-    switch (sextant % 6) {
-        case 0: return set(v, t, p);
-        case 1: return set(q, v, p);
-        case 2: return set(p, v, t);
-        case 3: return set(p, q, v);
-        case 4: return set(t, p, v);
-        default: return set(v, p, q);
-    }
-}
-
 void hue(const Image& image, float turns) {
-    const auto shift = static_cast<uint8_t>(static_cast<int>(turns * 255.0));
-    for (uint8_t *p = image.data, *end = p + image.size(); p != end; p += 3) {
-        Hsv hsv = to_hsv(p);
-        hsv.h = static_cast<uint8_t>(hsv.h + shift);
-        to_rgb(hsv, p);
-    }
+    turn_hue(image.data, image.h * image.w, static_cast<uint8_t>(static_cast<int>(turns * 255.0)));
 }
 
 // Geometry: the pixel at (x, y) comes from (a[0] x + a[1] y + a[2], a[3] x + a[4] y + a[5]), where centres of pixels

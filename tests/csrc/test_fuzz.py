@@ -24,7 +24,7 @@ PROGRAMS = {  # name: (sources, flags)
     "resample_shipped": (["fuzz_resample.cpp", CSRC / "pool.cpp"], ("-O3",)),
     "stack": (["fuzz_stack.cpp", CSRC / "stack.cpp", CSRC / "pool.cpp"], MEMORY),
     "augment": (
-        ["fuzz_augment.cpp", CSRC / "augment.cpp", CSRC / "pool.cpp"],
+        ["fuzz_augment.cpp", CSRC / "augment.cpp", CSRC / "hue.cpp", CSRC / "pool.cpp"],
         (*MEMORY, "-fsanitize=float-cast-overflow"),
     ),
     "header": (["fuzz_header.cpp", CSRC / "image_header.cpp"], MEMORY),

@@ -107,6 +107,13 @@ def test_every_operation_is_pillows(kind, size):
             assert np.array_equal(result, pillow(kind, image, magnitude)), magnitude
 
 
+@pytest.mark.parametrize("magnitude", [0, -0.37])
+def test_hue_of_every_colour_is_pillows(magnitude):
+    red, green, blue = np.meshgrid(*[np.arange(256, dtype=np.uint8)] * 3, indexing="ij")
+    colours = np.stack([red, green, blue], axis=-1).reshape(4096, 4096, 3)
+    assert np.array_equal(run(colours[None], [Kind.HUE], [magnitude])[0], pillow(Kind.HUE, colours, magnitude))
+
+
 @pytest.mark.parametrize("magnitude", [0, 0.1, -0.37])
 def test_hue_of_every_colour(magnitude):
     # All values of two channels, and of the third, which all play the same part, every 15th.
