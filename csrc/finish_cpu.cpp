@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <stdexcept>
-#include <vector>
+#include <type_traits>
 
+#include "buffer.h"
 #include "simd.h"
 
 #if defined(__x86_64__)
@@ -50,6 +51,10 @@ namespace {
 // Half a block is whole pixels and vectors too, and has the same constants as the other half.
 constexpr int BLOCK = 96, PERIOD = 48;
 
+// Outputs of so many bytes are written past the caches, where the processor has instructions for whole lines: else they
+// are read into them first, and drive out what other threads work on. Smaller ones may still be there for their reader.
+constexpr int64_t STREAMED = int64_t{8} << 20;
+
 // The constants of the values, channel after channel.
 struct Lanes {
     alignas(64) float mean[PERIOD];
@@ -81,7 +86,8 @@ enum class Form { divide, fused, single };
 
 constexpr Form before_mixing(Form form) { return form == Form::single ? Form::fused : form; }
 
-using Rows = void (*)(const FinishArgs&, const Lanes&, int64_t, int64_t);
+// Writes rows [begin, end); past the caches if `stream`, as far as it can.
+using Rows = void (*)(const FinishArgs&, const Lanes&, bool stream, int64_t begin, int64_t end);
 
 #define FASTFEED_INLINE inline __attribute__((always_inline))
 
@@ -188,8 +194,11 @@ FinishWork finish_work(const FinishArgs& args) {
     const int64_t total = args.w == 0 ? 0 : args.n * args.h;
     // About 40 KB of pixels a piece: long enough to hide the cost of taking it, short enough to share evenly.
     const int64_t grain = std::max<int64_t>(1, 40000 / std::max<int64_t>(1, args.w * args.c));
-    return {(total + grain - 1) / grain, [args, rows = choice.rows, total, grain, lanes = Lanes(args.normalizer, choice.wide)](int64_t i) {
-                rows(args, lanes, i * grain, std::min(total, (i + 1) * grain));
+    const int64_t value_size = args.output == Output::float32 ? 4 : 2;
+    const bool stream = total * args.w * args.c * value_size >= STREAMED;
+    const Lanes lanes(args.normalizer, choice.wide);
+    return {(total + grain - 1) / grain, [args, rows = choice.rows, lanes, stream, total, grain](int64_t i) {
+                rows(args, lanes, stream, i * grain, std::min(total, (i + 1) * grain));
             }};
 }
 

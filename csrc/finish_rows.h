@@ -6,13 +6,13 @@
 struct Scratch {
     explicit Scratch(int64_t row_values)
         : rows(std::clamp<int64_t>(8192 / std::max<int64_t>(row_values, 1), 1, 64)),
-          bytes{std::vector<uint8_t>(rows * row_values + 64), std::vector<uint8_t>(rows * row_values + 64)},
-          floats{std::vector<uint32_t>(row_values), std::vector<uint32_t>(row_values)},
+          bytes{Buffer<uint8_t>(rows * row_values + 64), Buffer<uint8_t>(rows * row_values + 64)},
+          floats{Buffer<uint32_t>(row_values), Buffer<uint32_t>(row_values)},
           values(rows * row_values) {}
     int64_t rows;
-    std::vector<uint8_t> bytes[2];    // pixels in the order of the output, of a sample and of its partner
-    std::vector<uint32_t> floats[2];  // their values, of one row
-    std::vector<uint32_t> values;     // the output, where it must be taken apart into planes
+    Buffer<uint8_t> bytes[2];    // pixels in the order of the output, of a sample and of its partner
+    Buffer<uint32_t> floats[2];  // their values, of one row
+    Buffer<uint32_t> values;     // the output, where it must be taken apart into planes
 };
 
 template <int C>
@@ -179,15 +179,28 @@ FASTFEED_INLINE void narrow(const uint32_t* values, uint16_t* dst) {
 #endif
 }
 
-FASTFEED_INLINE void round_block(const float* values, Float32, uint32_t* dst) {
+// A block's end. `stream` is whether it goes past the caches; then `dst` is at a multiple of 64 bytes.
+#if defined(FASTFEED_AVX512)
+FASTFEED_INLINE void store(void* dst, __m512i bits, bool stream) {
+    stream ? _mm512_stream_si512(static_cast<__m512i*>(dst), bits) : _mm512_storeu_si512(dst, bits);
+}
+#endif
+
+FASTFEED_INLINE void round_block(const float* values, Float32, uint32_t* dst, [[maybe_unused]] bool stream) {
+#if defined(FASTFEED_AVX512)
+    for (int i = 0; i < BLOCK; i += 16) store(dst + i, _mm512_load_si512(values + i), stream);
+#else
     std::memcpy(dst, values, BLOCK * sizeof *dst);
+#endif
 }
 
-FASTFEED_INLINE void round_block(const float* values, BFloat16, uint16_t* dst) {
+FASTFEED_INLINE void round_block(const float* values, BFloat16, uint16_t* dst, [[maybe_unused]] bool stream) {
 #if defined(FASTFEED_AVX512_BF16)
     for (int i = 0; i < BLOCK; i += 32) {
         const __m512bh rounded = _mm512_cvtne2ps_pbh(_mm512_load_ps(values + i + 16), _mm512_load_ps(values + i));
-        std::memcpy(dst + i, &rounded, sizeof rounded);
+        __m512i bits;
+        std::memcpy(&bits, &rounded, sizeof bits);
+        store(dst + i, bits, stream);
     }
 #else
     alignas(64) uint32_t bits[BLOCK];
@@ -196,7 +209,7 @@ FASTFEED_INLINE void round_block(const float* values, BFloat16, uint16_t* dst) {
 #endif
 }
 
-FASTFEED_INLINE void round_block(const float* values, Float16, uint16_t* dst) {
+FASTFEED_INLINE void round_block(const float* values, Float16, uint16_t* dst, bool) {
 #if defined(FASTFEED_AVX512)
     for (int i = 0; i < BLOCK; i += 16) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i),
@@ -235,29 +248,33 @@ FASTFEED_INLINE void for_each_block(int64_t count, Bits* dst, const Body& block,
         uint8_t byte[BLOCK] = {};
         Padded(const uint8_t* from, int64_t size) { std::memcpy(byte, from, size); }
     };
-    Bits last[BLOCK];
+    alignas(64) Bits last[BLOCK];
     block(Padded(src + i, count - i).byte..., last);
     std::memcpy(dst + i, last, (count - i) * sizeof(Bits));
 }
 
 template <class T, Form FORM>
-void normalize_pixels(const uint8_t* src, int64_t count, const Lanes& k, typename T::Bits* dst) {
-    for_each_block(count, dst, [&](const uint8_t* in, typename T::Bits* out) {
-        alignas(64) float values[BLOCK];
-        normalize_block<FORM>(in, k, values);
-        round_block(values, T(), out);
-    }, src);
+void normalize_pixels(const uint8_t* src, int64_t count, const Lanes& k, bool stream, typename T::Bits* dst) {
+    const auto write = [&](auto streamed) {
+        for_each_block(count, dst, [&](const uint8_t* in, typename T::Bits* out) {
+            alignas(64) float values[BLOCK];
+            normalize_block<FORM>(in, k, values);
+            round_block(values, T(), out, streamed);
+        }, src);
+    };
+    stream && reinterpret_cast<uintptr_t>(dst) % 64 == 0 ? write(std::true_type()) : write(std::false_type());
 }
 
 template <class T, Form FORM>
 void blend_pixels(const uint8_t* own, const uint8_t* partner, float weight, int64_t count, const Lanes& k,
-                  typename T::Bits* dst) {
+                  bool stream, typename T::Bits* dst) {
+    stream &= reinterpret_cast<uintptr_t>(dst) % 64 == 0;
     for_each_block(count, dst, [&](const uint8_t* in, const uint8_t* partner_in, typename T::Bits* out) {
         alignas(64) float values[BLOCK], partner_values[BLOCK];
         normalize_block<FORM>(in, k, values);
         normalize_block<FORM>(partner_in, k, partner_values);
         for (int j = 0; j < BLOCK; ++j) values[j] = blend(values[j], partner_values[j], weight);
-        round_block(values, T(), out);
+        round_block(values, T(), out, stream);
     }, own, partner);
 }
 
@@ -306,15 +323,15 @@ void erase_pixels(const FinishArgs& a, const SampleParameters& s, int64_t y, con
 // Sample n's own values for the pixels [begin, end) of output row y: flipped, normalised, erased.
 template <class T, int C, Form FORM>
 void write_sample(const FinishArgs& a, const SampleParameters& s, const Lanes& k, int64_t n, int64_t y,
-                  int64_t begin, int64_t end, uint8_t* scratch, typename T::Bits* dst) {
-    normalize_pixels<T, FORM>(load_pixels<C>(a, s, n, y, begin, end, scratch), (end - begin) * C, k, dst);
+                  int64_t begin, int64_t end, uint8_t* scratch, bool stream, typename T::Bits* dst) {
+    normalize_pixels<T, FORM>(load_pixels<C>(a, s, n, y, begin, end, scratch), (end - begin) * C, k, stream, dst);
     const Columns erased(s.erase, y, begin, end);
     if (!erased.empty()) erase_pixels<T, C>(a, s, y, erased, dst + (erased.begin - begin) * C);
 }
 
 // The values of output row y of sample n, pixel after pixel.
 template <class T, int C, Form FORM>
-void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratch& scratch,
+void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratch& scratch, bool stream,
                typename T::Bits* dst) {
     const SampleParameters s = a.sample(n);
     prefetch_mirrored<C>(a, s, n, y + 4);
@@ -329,8 +346,8 @@ void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratc
         typename T::Bits* out = dst + part.begin * C;
         if (!part.own || s.weight == 1.0f) {
             const int64_t from = part.own ? n : s.partner;
-            write_sample<T, C, FORM>(a, a.sample(from), k, from, y, part.begin, part.end, scratch.bytes[0].data(),
-                                      out);
+            write_sample<T, C, FORM>(a, a.sample(from), k, from, y, part.begin, part.end, scratch.bytes[0].get(),
+                                      stream, out);
             continue;
         }
         const int64_t values = (part.end - part.begin) * C;
@@ -340,13 +357,13 @@ void write_row(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, Scratc
             Columns(both[1].erase, y, part.begin, part.end).empty()) {
             const uint8_t* pixels[2];
             for (int i = 0; i < 2; ++i) {
-                pixels[i] = load_pixels<C>(a, both[i], from[i], y, part.begin, part.end, scratch.bytes[i].data());
+                pixels[i] = load_pixels<C>(a, both[i], from[i], y, part.begin, part.end, scratch.bytes[i].get());
             }
-            blend_pixels<T, before_mixing(FORM)>(pixels[0], pixels[1], s.weight, values, k, out);
+            blend_pixels<T, before_mixing(FORM)>(pixels[0], pixels[1], s.weight, values, k, stream, out);
         } else {
             for (int i = 0; i < 2; ++i) {
                 write_sample<Float32, C, before_mixing(FORM)>(a, both[i], k, from[i], y, part.begin, part.end,
-                                                              scratch.bytes[i].data(), scratch.floats[i].data());
+                                                              scratch.bytes[i].get(), false, scratch.floats[i].get());
             }
             for (int64_t i = 0; i < values; ++i) {
                 out[i] = T::round(
@@ -364,41 +381,46 @@ inline bool touches(const Rectangle& r, int64_t y, int64_t rows) {
 // the same way.
 template <class T, int C, Form FORM>
 void write_some_rows(const FinishArgs& a, const Lanes& k, int64_t n, int64_t y, int64_t rows, Scratch& scratch,
-                     typename T::Bits* dst) {
+                     bool stream, typename T::Bits* dst) {
     const SampleParameters s = a.sample(n);
     const bool mixed = s.weight != 1.0f;
     const SampleParameters partner = mixed ? a.sample(s.partner) : s;
     if (touches(s.cut, y, rows) || touches(s.erase, y, rows) || touches(partner.erase, y, rows)) {
-        for (int64_t i = 0; i < rows; ++i) write_row<T, C, FORM>(a, k, n, y + i, scratch, dst + i * a.w * C);
+        for (int64_t i = 0; i < rows; ++i) {
+            write_row<T, C, FORM>(a, k, n, y + i, scratch, stream, dst + i * a.w * C);
+        }
         return;
     }
-    const uint8_t* pixels = load_rows<C>(a, s, n, y, rows, scratch.bytes[0].data());
+    const uint8_t* pixels = load_rows<C>(a, s, n, y, rows, scratch.bytes[0].get());
     if (!mixed) {
-        normalize_pixels<T, FORM>(pixels, rows * a.w * C, k, dst);
+        normalize_pixels<T, FORM>(pixels, rows * a.w * C, k, stream, dst);
         return;
     }
-    const uint8_t* partner_pixels = load_rows<C>(a, partner, s.partner, y, rows, scratch.bytes[1].data());
-    blend_pixels<T, before_mixing(FORM)>(pixels, partner_pixels, s.weight, rows * a.w * C, k, dst);
+    const uint8_t* partner_pixels = load_rows<C>(a, partner, s.partner, y, rows, scratch.bytes[1].get());
+    blend_pixels<T, before_mixing(FORM)>(pixels, partner_pixels, s.weight, rows * a.w * C, k, stream, dst);
 }
 
 template <class T, int C, Form FORM>
-void write_rows(const FinishArgs& a, const Lanes& k, int64_t begin, int64_t end) {
+void write_rows(const FinishArgs& a, const Lanes& k, bool stream, int64_t begin, int64_t end) {
     using Bits = typename T::Bits;
     Scratch scratch(a.w * C);
     for (int64_t row = begin, rows; row < end; row += rows) {
         const int64_t n = row / a.h, y = row % a.h;
         rows = std::min({scratch.rows, end - row, a.h - y});
         if (a.channels_last) {
-            write_some_rows<T, C, FORM>(a, k, n, y, rows, scratch, static_cast<Bits*>(a.dst) + row * a.w * C);
+            write_some_rows<T, C, FORM>(a, k, n, y, rows, scratch, stream, static_cast<Bits*>(a.dst) + row * a.w * C);
             continue;
         }
-        Bits* values = reinterpret_cast<Bits*>(scratch.values.data());
-        write_some_rows<T, C, FORM>(a, k, n, y, rows, scratch, values);
+        Bits* values = reinterpret_cast<Bits*>(scratch.values.get());
+        write_some_rows<T, C, FORM>(a, k, n, y, rows, scratch, false, values);
         for (int c = 0; c < C; ++c) {
             Bits* __restrict plane = static_cast<Bits*>(a.dst) + ((n * C + c) * a.h + y) * a.w;
             for (int64_t x = 0; x < rows * a.w; ++x) plane[x] = values[x * C + c];
         }
     }
+#if defined(FASTFEED_AVX512)
+    if (stream) _mm_sfence();  // streamed values are not ordered before the news that they are there
+#endif
 }
 
 template <class T, Form FORM>

@@ -5,10 +5,10 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <new>
 #include <sstream>
 #include <stdexcept>
 
+#include "buffer.h"
 #include "simd.h"
 
 #if defined(__x86_64__)
@@ -28,22 +28,6 @@ constexpr int CHUNK = 16;
 
 // The pixels that a vector instruction may read past the end of a row.
 constexpr int64_t SLACK = 64;
-
-// Memory that is not initialised, at a multiple of 64.
-template <class T>
-class Buffer {
-  public:
-    explicit Buffer(int64_t size)
-        : data_(static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), std::align_val_t{64}))) {}
-    T* get() const { return data_.get(); }
-    T& operator[](int64_t i) const { return data_.get()[i]; }
-
-  private:
-    struct Delete {
-        void operator()(T* data) const { ::operator delete(data, std::align_val_t{64}); }
-    };
-    std::unique_ptr<T, Delete> data_;
-};
 
 // One side of a resizing: `outputs` pixels from [from, to) of `inputs` pixels.
 struct Side {

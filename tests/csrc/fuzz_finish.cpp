@@ -192,7 +192,7 @@ Make rows_way(Form form, Choose choose, float wide = 1, bool subnormal = true) {
         const int64_t total = a.w == 0 ? 0 : a.n * a.h;
         for (int64_t begin = 0, end; begin < total; begin = end) {
             end = random.from(begin + 1, total);
-            rows(a, lanes, begin, end);
+            rows(a, lanes, random.one_in(2), begin, end);
         }
         return true;
     };

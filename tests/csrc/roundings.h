@@ -9,17 +9,17 @@ namespace {
 #if defined(__x86_64__)
 template <class T>
 __attribute__((target("avx2,fma,f16c"))) void round_avx2(const float* values, uint16_t* bits) {
-    avx2::round_block(values, T(), bits);
+    avx2::round_block(values, T(), bits, false);
 }
 template <class T>
 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void round_avx512(
     const float* values, uint16_t* bits) {
-    avx512::round_block(values, T(), bits);
+    avx512::round_block(values, T(), bits, false);
 }
 template <class T>
 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,prefer-vector-width=512")))
 void round_avx512_bf16(const float* values, uint16_t* bits) {
-    avx512_bf16::round_block(values, T(), bits);
+    avx512_bf16::round_block(values, T(), bits, false);
 }
 #endif
 
@@ -31,7 +31,7 @@ bool test_rounding(const float* values, Output output) {
     uint16_t got[5][BLOCK];
     int sets = 0;
     for (int i = 0; i < BLOCK; ++i) got[sets][i] = T::round(values[i]);
-    baseline::round_block(values, T(), got[++sets]);
+    baseline::round_block(values, T(), got[++sets], false);
 #if defined(__x86_64__)
     if (simd() >= Simd::avx2) round_avx2<T>(values, got[++sets]);
     if (simd() >= Simd::avx512) round_avx512<T>(values, got[++sets]);

@@ -113,6 +113,14 @@ def test_sizes(shape, dtype, memory_format, device):
     check(images, None, dtype, memory_format)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [160, 171])  # rows that begin at multiples of 64 bytes, and that do not
+def test_outputs_that_are_written_past_the_caches(width, dtype):
+    images = random_images(50, 176, width, 3)
+    for features in ("nothing", "mixup"):
+        check(images, random_parameters(features, *images.shape[:3]), dtype, torch.channels_last)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("channels", [1, 3, 4])
