@@ -1,34 +1,16 @@
 // The Python side of resample.h.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
-#include <string>
 
+#include "bind_arrays.h"
 #include "resample.h"
 #include "ticket.h"
 
 namespace py = pybind11;
 
 namespace fastfeed {
-
-namespace {
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-
-// The values of an array of shape [n] or [n, columns].
-template <class T>
-const T* values_of(const Array<T>& array, const char* name, py::ssize_t n, py::ssize_t columns) {
-    const bool fits = columns == 1 ? array.ndim() == 1 && array.shape(0) == n
-                                   : array.ndim() == 2 && array.shape(0) == n && array.shape(1) == columns;
-    if (fits) return array.data();
-    std::string shape = "[" + std::to_string(n) + (columns == 1 ? "" : ", " + std::to_string(columns)) + "]";
-    throw py::value_error("resample: " + std::string(name) + " is not of shape " + shape);
-}
-
-}  // namespace
 
 void bind_resample(py::module_& m) {
     m.def(
@@ -37,10 +19,10 @@ void bind_resample(py::module_& m) {
            const Array<int64_t>& strides, const Array<double>& boxes, uintptr_t dst,
            const std::array<int64_t, 2>& out_size, int filter, const py::object& keep) -> std::unique_ptr<Ticket> {
             const py::ssize_t n = addresses.size();
-            const int64_t* address = values_of(addresses, "addresses", n, 1);
-            const int64_t* size = values_of(sizes, "sizes", n, 2);
-            const int64_t* stride = values_of(strides, "strides", n, 1);
-            const double* box = values_of(boxes, "boxes", n, 4);
+            const int64_t* address = values_of(addresses, "resample", "addresses", n, 1);
+            const int64_t* size = values_of(sizes, "resample", "sizes", n, 2);
+            const int64_t* stride = values_of(strides, "resample", "strides", n, 1);
+            const double* box = values_of(boxes, "resample", "boxes", n, 4);
             ResampleArgs args{{}, reinterpret_cast<uint8_t*>(dst), out_size[0], out_size[1],
                               static_cast<Filter>(filter)};
             args.images.reserve(n);

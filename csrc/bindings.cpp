@@ -19,6 +19,7 @@ namespace fastfeed {
 
 void bind_augment(py::module_& m);   // bind_augment.cpp
 void bind_order(py::module_& m);     // bind_order.cpp
+void bind_place(py::module_& m);     // bind_place.cpp
 void bind_reader(py::module_& m);    // bind_reader.cpp
 void bind_resample(py::module_& m);  // bind_resample.cpp
 void bind_stack(py::module_& m);     // bind_stack.cpp
@@ -156,7 +157,8 @@ py::dict build_info() {
 }  // namespace fastfeed
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "fastfeed's C++/CUDA extension: file reader, thread pool, stacking and resizing of images, last pass.";
+    m.doc() = "fastfeed's C++/CUDA extension: file reader, thread pool, stacking, resizing and placing of images, last "
+              "pass.";
     m.def("build_info", &fastfeed::build_info, "What the extension was built from and with.");
     m.def("simd", &fastfeed::finish_simd, "The instruction set that the CPU path of the last pass uses.");
     fastfeed::bind_pool(m);
@@ -165,6 +167,7 @@ PYBIND11_MODULE(_C, m) {
     fastfeed::bind_reader(m);
     fastfeed::bind_augment(m);
     fastfeed::bind_order(m);
+    fastfeed::bind_place(m);
     fastfeed::bind_resample(m);
     fastfeed::bind_stack(m);
 }

@@ -68,7 +68,7 @@ def scan(source: Source, *, workers: int = 0, max_pixels: int = MAX_PIXELS) -> I
         if len(under_way) == _IN_FLIGHT or (step is None and under_way):
             graph.result().wait()
             batch = under_way.popleft()
-            bad = {**batch.bad, **batch.entry.failed}
+            bad = batch.all_bad
             yield from ((name, bad.get(i)) for i, name in enumerate(batch.names))
         if step is not None:
             under_way.append(preparer.prepare(0, step))

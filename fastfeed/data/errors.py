@@ -42,7 +42,7 @@ class SampleError(RuntimeError):
 
 
 class Report:
-    """The bad samples that a loader has met, and when there are too many.
+    """The bad samples that a loader has met, and how many an epoch may have.
 
     Args:
         mode: "raise", "replace" or "drop".
@@ -52,7 +52,7 @@ class Report:
         samples: all so far, each once.
 
     Raises:
-        ValueError: for another mode or a budget out of range.
+        ValueError: for another mode, a budget out of range, or one for mode "raise", which allows none.
     """
 
     def __init__(self, mode: str, budget: float | None) -> None:
@@ -64,14 +64,24 @@ class Report:
                 f"max_errors is {budget!r}; expected a count (an int, 0 or more), a share of the epoch (a float, 0.0 "
                 "to 1.0), or None for any number"
             )
+        if budget is not None and mode == "raise":
+            raise ValueError(
+                f"max_errors is {budget!r}, and on_error='raise' allows no bad sample: take on_error='replace' or "
+                "'drop', or leave max_errors out"
+            )
         self.mode = mode
         self.budget = budget
         self.samples: list[BadSample] = []
         self._known: set[int] = set()
-        self._of_epoch: tuple[int, set[int]] = (-1, set())
 
-    def add(self, reasons: Mapping[int, tuple[str, str]], epoch: int, epoch_size: int) -> None:
-        """Take up bad samples, as index -> (path, reason), and log those that are new.
+    def add(self, reasons: Mapping[int, tuple[str, str]], epoch: int, count: int, epoch_size: int) -> None:
+        """Take up a batch's bad samples, and log those that are new.
+
+        Args:
+            reasons: index -> (path, reason).
+            epoch: in which they were met.
+            count: how many positions of the epoch had a bad sample so far, with those of this batch.
+            epoch_size: positions of the epoch.
 
         Raises:
             SampleError: in mode "raise", or if the epoch now has more than the budget allows.
@@ -79,9 +89,6 @@ class Report:
         bad = [BadSample(index, path, reason, epoch) for index, (path, reason) in reasons.items()]
         if not bad:
             return
-        if self._of_epoch[0] != epoch:
-            self._of_epoch = epoch, set()
-        self._of_epoch[1].update(reasons)
         for sample in bad:
             if sample.index not in self._known:
                 self._known.add(sample.index)
@@ -96,7 +103,6 @@ class Report:
                 "'drop' goes on without it, and `fastfeed scan` finds all bad files",
                 bad,
             )
-        count = len(self._of_epoch[1])
         if self.budget is not None:
             # Rounded before it is cut, or 0.29 of 100 samples would be 28.
             allowed = self.budget if isinstance(self.budget, int) else int(round(self.budget * epoch_size, 6))

@@ -7,6 +7,7 @@ extension does (`csrc/resample.h`), with Pillow's filter and Pillow's bits.
 import ctypes
 import os
 import weakref
+import zlib
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -188,25 +189,17 @@ class Graph:
         then = None
         if (operations := entry.operations) is not None:
             then = partial(augment_, operations=operations, pool=self._pool)
-        crop = self._transform.crop
-        if isinstance(crop, RandomCrop):
-            images.copy_(torch.tensor(rgb_fill("RandomCrop", crop.fill), dtype=torch.uint8, device="cpu"))
-            for image, (top, left, h, w), i in zip(images.numpy(), entry.plan.place.tolist(), range(n), strict=True):
-                image[top : top + h, left : left + w] = np.asarray(windows[i])[:h, :w]
-            return Images(images, None, then)
         addresses = np.fromiter((windows[i].data_ptr() for i in range(n)), np.int64, n)
         shape = entry.plan.shape.astype(np.int64)
-        ticket = extension().resample(
-            self._pool,
-            addresses,
-            shape,
-            3 * shape[:, 1],
-            entry.plan.box,
-            images.data_ptr(),
-            entry.size,
-            Image.Resampling[crop.interpolation.upper()],
-            (windows, images),
-        )
+        given = (self._pool, addresses, shape, 3 * shape[:, 1])
+        output = (images.data_ptr(), entry.size)
+        crop, keep = self._transform.crop, (windows, images)
+        if isinstance(crop, RandomCrop):
+            place = entry.plan.place.astype(np.int64)
+            ticket = extension().place(*given, place, *output, rgb_fill("RandomCrop", crop.fill), keep)
+        else:
+            interpolation = Image.Resampling[crop.interpolation.upper()]
+            ticket = extension().resample(*given, entry.plan.box, *output, interpolation, keep)
         return Images(images, ticket, then)
 
     def _recover(self, entry: Entry, error: RuntimeError) -> None:
@@ -215,10 +208,17 @@ class Graph:
         Each image is run alone, for DALI's own message numbers images unreliably.
         """
         alone = self._build(1, 1, 1)
-        failed = {}
+        failed, unreadable = {}, {}
         for i, data in enumerate(entry.data):
-            if not self._can_decode(alone, entry.one(i)):
-                failed[i] = f"the file is truncated or corrupt ({len(data)} bytes)"
+            if self._can_decode(alone, entry.one(i)):
+                continue
+            failed[i] = f"the file is truncated or corrupt ({len(data)} bytes)"
+            alone = self._build(1, 1, 1)
+            # Decoders go from the top left: what fails there fails in every window, and need not be tried again.
+            corner = entry.one(i)
+            blank(corner.plan, [0])
+            if not self._can_decode(alone, corner):
+                unreadable[i] = zlib.crc32(data.data)
                 alone = self._build(1, 1, 1)
         if not failed:
             raise RuntimeError(f"DALI failed on a batch whose images it can decode one by one: {error}") from error
@@ -230,6 +230,7 @@ class Graph:
         if not self._can_decode(alone, entry.one(positions[0])):
             raise RuntimeError(f"DALI failed on a batch, and on an image that is known to be good: {error}") from error
         entry.failed.update(failed)
+        entry.unreadable.update(unreadable)
         self._rebuild()
 
     def _can_decode(self, pipeline: Any, entry: Entry) -> bool:

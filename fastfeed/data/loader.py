@@ -79,8 +79,9 @@ class DataLoader:
             "raise" a `SampleError` when its batch's turn comes; "replace" it by another one of its batch (or, if all
             are bad, by grey pixels), marked in `SampleInfo.valid`; or "drop" it, so that its batch is smaller. A batch
             of which nothing is left is not given, so with several ranks, whose steps must be equal, take "replace".
-        max_errors: how many bad samples an epoch may have before a `SampleError` after all: a count (int), a share of
-            the epoch (float), or None for any number. Every rank counts its own.
+        max_errors: with "replace" and "drop", how many bad samples an epoch may have before a `SampleError` after all:
+            a count (int), a share of the epoch (float), or None for any number. A sample counts as often as it comes.
+            Every rank counts its own, and an epoch that is resumed goes on from the count in the state.
         max_pixels: a larger image is bad: its file may be a decompression bomb.
         info: give a `SampleInfo` with each batch.
         exif: rotate images by their EXIF orientation. Pillow, and so torchvision, does not.
@@ -204,6 +205,7 @@ class DataLoader:
         self._noise = noise
         self._rings = Rings(self._finish, self.device, self._lag, stable_addresses)
         self._idle_graph: Graph | None = self._new_graph()  # now, so that what is missing shows here
+        self._closed = False  # and not used since
         self._pid = os.getpid()
         # The last batch that was given; None between epochs, where `_resume` is where the next `iter()` begins.
         self._progress: dict[str, Any] | None = None
@@ -242,7 +244,7 @@ class DataLoader:
 
         It may be loaded by a loader with another batch size or number of ranks: what is left of the epoch is cut anew.
         """
-        progress = self._progress or self._resume or {"epoch": self.epoch, "consumed": 0, "step": 0, "sampler": None}
+        progress = self._progress or self._resume or _beginning(self._epoch)
         return {**progress, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -264,7 +266,7 @@ class DataLoader:
                     f"the state is of a loader with {name} = {state[name]}, and this one has {own}: its batches would "
                     "not be those that are left"
                 )
-        self._resume = {name: state[name] for name in ("epoch", "consumed", "step", "sampler")}
+        self._resume = {name: state[name] for name in _beginning(0)}
         self._epoch, self._progress, self._newest = state["epoch"], None, None
 
     def _identity(self) -> dict[str, Any]:
@@ -272,9 +274,9 @@ class DataLoader:
         return {"seed": self.seed, "samples": len(self.source), "order": type(self.sampler).__name__}
 
     def __iter__(self) -> Iterator[Any]:
-        start = self._resume or {"epoch": self._epoch, "consumed": 0, "step": 0, "sampler": None}
+        start = self._resume or _beginning(self._epoch)
         self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
-        self._newest = object()
+        self._newest, self._closed = object(), False
         return self._run(start, self._newest)
 
     def __enter__(self) -> "DataLoader":
@@ -284,11 +286,16 @@ class DataLoader:
         self.close()
 
     def close(self) -> None:
-        """Give back threads and memory. The loader can be used again; a running iterator ends with its own close."""
+        """Give back threads and memory; what an iterator uses that is running, when it ends.
+
+        The loader can be used again.
+        """
+        self._closed = True
         self._idle_graph = None
         self._rings.close()
         self._preparer.close()
         self._finish.close()
+        self.source.close()
 
     def _make_sampler(self, sampler: Any, batch_sampler: Any) -> Sampler | TorchSampler:
         if batch_sampler is not None:
@@ -321,8 +328,14 @@ class DataLoader:
         return -(-self.sampler.length(size) // self.world_size)
 
     def _run(self, start: dict[str, Any], this: object) -> Iterator[Any]:
-        # `map`, which keeps no reference to what it gives: the batch is the consumer's.
-        yield from map(partial(self._give, this), self._rings.run(self._decoded(start)))
+        batches = self._rings.run(self._decoded(start))
+        try:
+            # `map`, which keeps no reference to what it gives: the batch is the consumer's.
+            yield from map(partial(self._give, this), batches)
+        finally:
+            batches.close()
+            if self._closed:  # while this ran, which has left its threads and memory to the next epoch
+                self.close()
         if this is self._newest:
             self._progress = None
 
@@ -338,7 +351,7 @@ class DataLoader:
 
     def _decoded(self, start: dict[str, Any]) -> Iterator[Work]:
         # An iterator owns a graph while it runs: two over one loader do not mix their batches.
-        graph, epoch = self._take_graph(), start["epoch"]
+        graph, epoch, count = self._take_graph(), start["epoch"], start["bad"]
         prepared = ahead((self._preparer.prepare(epoch, picks) for picks in self._steps(start)), depth=1)
         pending: deque[Prepared] = deque()
         begun: deque[tuple[Prepared, Images]] = deque()
@@ -362,10 +375,12 @@ class DataLoader:
             while pending or begun:
                 if pending:
                     begun.append((pending.popleft(), graph.result()))
+                    self._preparer.remember(begun[-1][0])
                     submit_next()
                 if len(begun) > lag or not pending:
                     lag = self._lag  # but the first batch at once: somebody waits for it
-                    work = self._work(*begun.popleft(), epoch)
+                    count += len(begun[0][0].all_bad)
+                    work = self._work(*begun.popleft(), epoch, count)
                     if work is not None:
                         yield work
             if error is not None:
@@ -379,15 +394,18 @@ class DataLoader:
             begun.clear()
             del error  # it holds this frame by its traceback: do not close the circle
 
-    def _work(self, batch: Prepared, images: Images, epoch: int) -> Work | None:
-        """Return what the last pass is to do, or None for a batch of which nothing is left."""
+    def _work(self, batch: Prepared, images: Images, epoch: int, count: int) -> Work | None:
+        """Return what the last pass is to do, or None for a batch of which nothing is left.
+
+        `count` is how many positions of the epoch had a bad sample so far, with those of this batch.
+        """
         pixels = images.wait()
         picks, plan, targets, names = batch.picks, batch.entry.plan, batch.targets, batch.names
         index, valid = torch.from_numpy(picks.index), torch.from_numpy(picks.valid)
-        bad = {**batch.bad, **batch.entry.failed}
+        bad = batch.all_bad
         if bad:
             reasons = {int(index[i]): (names[i], reason) for i, reason in bad.items()}
-            self._report.add(reasons, epoch, self._epoch_size())
+            self._report.add(reasons, epoch, count, self._epoch_size())
             taken = self._report.select(len(index), bad)
             if not taken:
                 return None
@@ -416,7 +434,13 @@ class DataLoader:
         rest = [leaf for _, leaf in leaves(targets) if isinstance(leaf, torch.Tensor)]
         if self._info:
             rest.append(valid)
-        progress = {"epoch": epoch, "consumed": picks.consumed, "step": picks.step + 1, "sampler": picks.sampler_state}
+        progress = {
+            "epoch": epoch,
+            "consumed": picks.consumed,
+            "step": picks.step + 1,
+            "sampler": picks.sampler_state,
+            "bad": count,
+        }
         return Work(pixels, parameters, rest, (targets, SampleInfo(index, valid, names), progress))
 
     def _new_graph(self) -> Graph:
@@ -435,3 +459,8 @@ class DataLoader:
             return self._new_graph()
         graph.drain()  # of what an epoch that was left early did not take
         return graph
+
+
+def _beginning(epoch: int) -> dict[str, Any]:
+    """Return where an epoch begins: positions consumed, over all ranks, and those of this rank with bad samples."""
+    return {"epoch": epoch, "consumed": 0, "step": 0, "sampler": None, "bad": 0}

@@ -36,6 +36,7 @@ class Entry:
         self.size = size
         self.operations = operations
         self.failed: dict[int, str] = {}  # position in the batch -> reason
+        self.unreadable: dict[int, int] = {}  # position of one that fails in any window -> CRC-32 of its bytes
         self.inputs: dict[str, npt.NDArray[Any]] = {}  # what DALI was given besides
 
     def one(self, i: int) -> "Entry":

@@ -1,9 +1,12 @@
 """Batches before their pixels: read and planned, ahead of the consumer, in a thread of their own."""
 
+import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastfeed._extension import extension
 from fastfeed.data.order import BatchPicks
@@ -23,7 +26,8 @@ class Prepared:
         picks: which samples these are.
         targets: a pytree of tensors, [N, ...].
         names: N names to put into messages.
-        bad: position in the batch -> why the sample cannot be used; `entry` has BLANK in its place.
+        bad: position in the batch -> why the sample cannot be used; `entry` has BLANK in its place. What cannot be
+            decoded is in `entry.failed`.
     """
 
     entry: Entry
@@ -32,9 +36,15 @@ class Prepared:
     names: list[str]
     bad: dict[int, str]
 
+    @property
+    def all_bad(self) -> dict[int, str]:
+        """Position in the batch -> why the sample cannot be used, once the batch is decoded."""
+        # Sorted: those that were known before are noted first.
+        return {**self.bad, **dict(sorted(self.entry.failed.items()))}
+
 
 class Preparer:
-    """Reads and plans batches.
+    """Reads and plans batches, of several epochs at once, if need be.
 
     Args:
         source: of the samples.
@@ -64,9 +74,12 @@ class Preparer:
         self._max_pixels = max_pixels
         self._exif = exif
         self._pool = extension().Pool(threads)
+        # Index of an image that cannot be decoded -> CRC-32 of its bytes, and why.
+        self._unreadable: dict[int, tuple[int, str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": self._pool.threads}  # threads, which no copy can share
+        # Threads, which no copy can share, and what another thread may be adding to.
+        return {**self.__dict__, "_pool": self._pool.threads, "_unreadable": dict(self._unreadable)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _pool=extension().Pool(state["_pool"]))
@@ -106,9 +119,32 @@ class Preparer:
         plan = make_plan(self._transform, sizes, picks.index, picks.copy, seed=self._seed, epoch=epoch, size=size)
         blank(plan, positions)
         data = list(read.data)
-        for i in positions:
+        failed = self._known_to_fail(picks.index, data, bad)
+        blank(plan, list(failed))
+        for i in [*positions, *failed]:
             data[i] = BLANK
         operations = draw_augmentations(
             self._transform, plan, picks.index, picks.copy, seed=self._seed, epoch=epoch, size=size
         )
-        return Prepared(Entry(data, plan, size, operations), picks, read.targets, read.names, bad)
+        entry = Entry(data, plan, size, operations)
+        entry.failed.update(failed)
+        return Prepared(entry, picks, read.targets, read.names, bad)
+
+    def remember(self, batch: Prepared) -> None:
+        """Note which images of a decoded batch cannot be decoded: from now on they are bad before they are tried.
+
+        To try one costs several builds of a pipeline. A file with other bytes is tried again.
+        """
+        for i, checksum in batch.entry.unreadable.items():
+            self._unreadable[int(batch.picks.index[i])] = checksum, batch.entry.failed[i]
+
+    def _known_to_fail(
+        self, indices: npt.NDArray[np.int64], data: list[npt.NDArray[np.uint8]], skipped: Collection[int]
+    ) -> dict[int, str]:
+        """Return the positions of images that cannot be decoded, and why."""
+        failed = {}
+        for i, index in enumerate(indices.tolist()):
+            checksum, reason = self._unreadable.get(index, (None, ""))
+            if checksum is not None and i not in skipped and zlib.crc32(data[i].data) == checksum:
+                failed[i] = reason
+        return failed

@@ -11,7 +11,7 @@ A batch is started as soon as the loader gives it, and taken when its turn comes
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -282,7 +282,7 @@ class Rings:
         self._idle: HostRing | DeviceRing | None = None
         self.stream: torch.cuda.Stream | None = None  # one for all rings and epochs: PyTorch has 32 of them
 
-    def run(self, source: Iterator[Work]) -> Iterator[Done]:
+    def run(self, source: Iterator[Work]) -> Generator[Done, None, None]:
         """Run an epoch's batches through a ring; see `overlapped`."""
         ring, self._idle = self._idle or self._new_ring(), None
         try:

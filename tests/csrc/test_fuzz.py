@@ -22,6 +22,7 @@ PROGRAMS = {  # name: (sources, flags)
     "finish_shipped": (["fuzz_finish.cpp"], ("-O3", "-DPROCESSOR_ONLY")),
     "resample": (["fuzz_resample.cpp", CSRC / "pool.cpp"], MEMORY),
     "resample_shipped": (["fuzz_resample.cpp", CSRC / "pool.cpp"], ("-O3",)),
+    "place": (["fuzz_place.cpp", CSRC / "pool.cpp"], MEMORY),
     "stack": (["fuzz_stack.cpp", CSRC / "stack.cpp", CSRC / "pool.cpp"], MEMORY),
     "augment": (
         ["fuzz_augment.cpp", CSRC / "augment.cpp", CSRC / "hue.cpp", CSRC / "pool.cpp"],
@@ -109,6 +110,11 @@ def test_every_way_of_resizing_gives_the_same_bytes(programs, sanitizer):
 
 def test_every_way_of_resizing_gives_the_same_bytes_as_it_ships(programs):
     run(programs["resample_shipped"].result(), SEED + BATCHES, 5 * BATCHES)
+
+
+def test_place(programs, sanitizer):
+    sanitizer(MEMORY)
+    assert run(programs["place"].result(), SEED, 3000) == "3000 batches\n"
 
 
 def test_stack_and_recycler(programs, sanitizer):

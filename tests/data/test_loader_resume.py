@@ -165,7 +165,7 @@ def test_after_a_resume_of_a_resume(folder, case):
 def test_the_state_is_that_of_the_batch_given_last(folder):
     data = make_loader(folder, prefetch_factor=4)
     identity = {"seed": 0, "samples": SIZE, "order": "Sequential"}
-    assert data.state_dict() == {"epoch": 0, "consumed": 0, "step": 0, "sampler": None, **identity}
+    assert data.state_dict() == {"epoch": 0, "consumed": 0, "step": 0, "sampler": None, "bad": 0, **identity}
     for number, _ in enumerate(data, 1):
         state = data.state_dict()
         assert (state["epoch"], state["consumed"], state["step"]) == (0, min(4 * number, SIZE), number)
@@ -322,7 +322,7 @@ def test_wrong_states(folder):
         incomplete = {key: value for key, value in state.items() if key != name}
         with pytest.raises(KeyError, match=f"the state has no {name}, only .* what DataLoader.state_dict"):
             data.load_state_dict(incomplete)
-    with pytest.raises(KeyError, match="the state has no consumed, .* only model, epoch"):
+    with pytest.raises(KeyError, match="the state has no bad, consumed, .* only model, epoch"):
         data.load_state_dict({"model": {}, "epoch": 3})
     assert data.state_dict() == state
 

@@ -184,6 +184,60 @@ def test_close_while_an_epoch_runs_lets_it_end(folder, epochs):
     assert_same_batches(list(data), epochs[1])
 
 
+@pytest.mark.parametrize("leave", ["end", "close", "error"])
+def test_an_iterator_that_outlives_close_leaves_no_threads(folder, leave):
+    list(make(folder))  # the first pipeline of a process starts threads that DALI keeps for all
+    gc.collect()
+    before = threads()
+    error = OSError(5, "Input/output error")
+    data = make(Breaking(folder, error, 4 if leave == "error" else 0))
+    iterator = iter(data)
+    next(iterator)
+    data.close()
+    if leave == "end":
+        assert len(list(iterator)) == 5
+    elif leave == "close":
+        iterator.close()
+    else:
+        with pytest.raises(OSError, match="Input/output error"):
+            list(iterator)
+        error.__traceback__ = None  # which holds the graph
+    assert data._idle_graph is None
+    assert data._rings._idle is None
+    assert_no_more_threads_than(before)
+
+
+def test_an_iterator_that_outlives_close_leaves_a_loader_in_use_alone(folder, epochs):
+    data = make(folder)
+    first = iter(data)
+    next(first)
+    data.close()
+    second = iter(data)
+    got = [next(second)]
+    list(first)
+    graph = data._idle_graph
+    assert graph is not None
+    assert_same_batches([*got, *second], epochs[1])
+    assert_same_batches(list(data), epochs[2])
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_close_gives_back_what_files_were_read_into(tmp_path):
+    write_folder(tmp_path, {"a": 4})
+    for path in (tmp_path / "a").iterdir():
+        path.write_bytes(path.read_bytes() + bytes(2**24))  # after the image's end, where nobody looks
+    data = make_loader(tmp_path, shuffle=True, on_error="drop")
+    list(data)
+    before = resident()
+    data.close()
+    assert before - resident() > 2**25
+    assert len(list(data)) == 1
+
+
 def test_leaving_an_epoch_ends_the_thread_that_reads_ahead(folder):
     data = make(folder)
     for _ in data:

@@ -94,6 +94,10 @@ class Source(ABC):
     def subset(self, indices: npt.ArrayLike) -> "Source":
         """Return a source of the samples at `indices`, in that order, with the same classes."""
 
+    def close(self) -> None:
+        """Give back the memory of earlier batches; the next one takes new."""
+        self._recycler = None
+
     def _checked(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         array = np.asarray(indices)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -104,9 +108,10 @@ class Source(ABC):
         return array.astype(np.int64)
 
     def _memory(self) -> Any:
-        if self._recycler is None:
-            self._recycler = extension().Recycler(_SPARE_BLOCKS)
-        return self._recycler
+        recycler = self._recycler  # another thread may close the source meanwhile
+        if recycler is None:
+            recycler = self._recycler = extension().Recycler(_SPARE_BLOCKS)
+        return recycler
 
     def _read_files(self, paths: Sequence[str], targets: Any, pool: Any) -> EncodedBatch:
         """Read whole files, whose names are their paths."""

@@ -1,5 +1,6 @@
 """Files that samples are packed in: their names, and reading them where they lie, on disk or behind a URL."""
 
+import errno
 import importlib
 import os
 import re
@@ -152,7 +153,10 @@ class ShardFile(AbstractContextManager["ShardFile"]):
         self.path = path
         if is_url(path):
             system, inner = file_system(path, storage)
-            info = system.info(inner)
+            try:
+                info = system.info(inner)
+            except FileNotFoundError as error:  # whose message is some file systems' own idea of the path alone
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
             if info.get("type") == "directory" or not isinstance(info.get("size"), int):
                 raise OSError(f"{path} is a folder, or its size is unknown; expected a tar file")
             self.size, self.mtime_ns = int(info["size"]), 0

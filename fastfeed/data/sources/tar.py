@@ -17,10 +17,11 @@ from fastfeed.data.sources.base import EncodedBatch, Source
 from fastfeed.data.sources.list import checked_classes
 from fastfeed.data.sources.shards import expand_shards, fetch, is_url
 from fastfeed.data.sources.tar_index import Member, ShardIndex, concatenate, shard_index
-from fastfeed.data.sources.targets import NO_LABEL, collate
+from fastfeed.data.sources.targets import NO_LABEL, collate, select
 
 _LARGEST = 2**31  # bytes of an image, as in csrc/reader.cpp
 _AT_ONCE = 8  # shards whose indices are read at the same time
+_LOOKED_AT = 100  # samples, to find one whose target can be read
 
 Parse = Callable[[dict[str, bytes]], Any]
 
@@ -49,6 +50,10 @@ class TarSource(Source):
             - A function of a dict with the bytes of each member but the image, by extension in lower case; it returns
               the target, and a batch's are collated likewise.
             - ``None``: nothing. A batch's are -100, which PyTorch's losses ignore.
+
+            Targets that are collated have one structure: that of the first sample in the shards (the first of a hundred
+            whose target can be read). Its keys are taken, and a sample that lacks one, or has a list of another length,
+            is bad. In place of a bad sample's target stands the first one's.
         classes: class names, where targets are class indices.
         cache_dir: the folder to keep indices in; by default beside the shards, or, where that cannot be written or they
             are URLs, in ``$XDG_CACHE_HOME/fastfeed``.
@@ -96,6 +101,8 @@ class TarSource(Source):
             self._ranges[row, 2] = 0
         self._members = concatenate([index.members for index in indices])
         self._needs(self._target)
+        self._example: tuple[int, Any] | None = None  # whose structure all targets have: its row and target
+        self._has_looked = False  # for it
         self._labels: npt.NDArray[np.int64] | None = None
         if self._target is None:
             self._labels = np.full(len(self._names), NO_LABEL, np.int64)
@@ -214,6 +221,10 @@ class TarSource(Source):
     def _targets(self, rows: npt.NDArray[np.int64], pool: Any) -> tuple[Any, list[str | None]]:
         if self._labels is not None:
             return torch.from_numpy(self._labels[rows]), [None] * len(rows)
+        values, errors = self._parsed(rows, pool)
+        return self._collate(rows, values, errors, pool), errors
+
+    def _parsed(self, rows: npt.NDArray[np.int64], pool: Any) -> tuple[list[Any], list[str | None]]:
         values: list[Any] = []
         errors: list[str | None] = []
         for members in self._contents(rows, pool):
@@ -222,7 +233,7 @@ class TarSource(Source):
                 value, error = self._parse(members)
             values.append(value)
             errors.append(error)
-        return self._collate(rows, values, errors), errors
+        return values, errors
 
     def _contents(self, rows: npt.NDArray[np.int64], pool: Any) -> list[dict[str, bytes] | str]:
         """Return for each sample the bytes of its target's members, or why they could not be read."""
@@ -268,28 +279,55 @@ class TarSource(Source):
         except (ValueError, RecursionError) as error:
             return None, f"its .{self._target} member cannot be read: {error}"
 
-    def _collate(self, rows: npt.NDArray[np.int64], values: list[Any], errors: list[str | None]) -> Any:
+    def _collate(self, rows: npt.NDArray[np.int64], values: list[Any], errors: list[str | None], pool: Any) -> Any:
         """Return the targets as one, and note in `errors` those that cannot be part of it."""
-        good = [i for i, error in enumerate(errors) if error is None]
+        if not self._has_looked:
+            self._example, self._has_looked = self._find_example(pool), True
+        example = self._example or _first_good(rows, values, errors)
+        if example is None:
+            for i, value in enumerate(values):
+                errors[i] = errors[i] or _problem([value])
+            return torch.full((len(rows),), NO_LABEL)
+        row, first = example
+
+        def collated() -> Any:
+            filled = [first if error else value for value, error in zip(values, errors, strict=True)]
+            # Behind the example, whose structure default_collate takes for that of all.
+            return select(collate([first, *filled]), slice(1, None))
+
         try:
-            return collate(_filled(values, good)) if good else torch.full((len(rows),), NO_LABEL)
+            return collated()
         except ValueError:
-            for i in good:
-                try:
-                    collate([values[i]])
-                except ValueError as error:
-                    errors[i] = str(error)
-        good = [i for i, error in enumerate(errors) if error is None]
-        try:
-            return collate(_filled(values, good)) if good else torch.full((len(rows),), NO_LABEL)
-        except ValueError as error:
-            raise ValueError(f"{error} (the batch of {self._name(rows[0])})") from error
+            for i, value in enumerate(values):
+                errors[i] = errors[i] or _problem([value])
+                if errors[i] is None and (problem := _problem([first, value])) is not None:
+                    errors[i] = f"its target is not like that of {self._name(row)}: {problem}"
+            return collated()
+
+    def _find_example(self, pool: Any) -> tuple[int, Any] | None:
+        for row in range(min(len(self._names), _LOOKED_AT)):
+            rows = np.array([row])
+            found = _first_good(rows, *self._parsed(rows, pool))
+            if found is not None:
+                return found
+        return None
 
 
-def _filled(values: list[Any], good: list[int]) -> list[Any]:
-    """Return the values with one of the good ones in place of each that is not."""
-    chosen = set(good)
-    return [value if i in chosen else values[good[0]] for i, value in enumerate(values)]
+def _first_good(rows: npt.NDArray[np.int64], values: list[Any], errors: list[str | None]) -> tuple[int, Any] | None:
+    """Return the first sample whose target can be made into a batch: its row and target."""
+    for row, value, error in zip(rows.tolist(), values, errors, strict=True):
+        if error is None and _problem([value]) is None:
+            return row, value
+    return None
+
+
+def _problem(values: list[Any]) -> str | None:
+    """Return why targets cannot be made into a batch."""
+    try:
+        collate(values)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _some(shards: Sequence[str]) -> str:

@@ -90,7 +90,10 @@ def collate(samples: Sequence[Any]) -> Any:
         ValueError: where it cannot be done.
     """
     try:
-        return default_collate(list(samples))
+        collated = default_collate(list(samples))
+        if _mixes_strings(collated):  # which default_collate does not look at
+            raise TypeError("some are strings, and others are not")
+        return collated
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"targets cannot be made into a batch: {error}. Give each sample tensors, arrays, numbers or strings, of "
@@ -109,6 +112,15 @@ def select(targets: Any, samples: slice | list[int]) -> Any:
         values = [select(value, samples) for value in targets]
         return type(targets)(*values) if hasattr(targets, "_fields") else type(targets)(values)
     return replace_leaves(targets, lambda _, column: column[samples])
+
+
+def _mixes_strings(collated: Any) -> bool:
+    if isinstance(collated, Mapping):
+        return any(map(_mixes_strings, collated.values()))
+    if not isinstance(collated, list | tuple):
+        return False
+    strings = [isinstance(value, str | bytes) for value in collated]
+    return not all(strings) if any(strings) else any(map(_mixes_strings, collated))
 
 
 def _holds_columns(targets: Any) -> bool:
