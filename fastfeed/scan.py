@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from fastfeed.data.arguments import check_whole
+from fastfeed.data.arguments import check_whole, choose_threads
 from fastfeed.data.graph import Graph
 from fastfeed.data.loader import MAX_PIXELS
 from fastfeed.data.order import Batches
@@ -55,9 +55,8 @@ def scan(source: Source, *, workers: int = 0, max_pixels: int = MAX_PIXELS) -> I
         ValueError: for a negative number of workers, or a max_pixels below 1.
         ImportError: if DALI is not installed.
     """
-    check_whole("workers", workers, 0)
     check_whole("max_pixels", max_pixels, 1)
-    threads = workers or len(os.sched_getaffinity(0))
+    threads = choose_threads("workers", workers)
     transform = Transform(Resize(8))  # which takes all of an image
     preparer = Preparer(source, transform, seed=0, size=None, max_pixels=max_pixels, exif=False, threads=threads)
     graph = Graph(transform, _BATCH, torch.device("cpu"), threads, _IN_FLIGHT, exif=False)

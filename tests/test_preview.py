@@ -229,7 +229,7 @@ def test_bad_files_are_named_and_left_out(tmp_path, labels, caplog):
     (["{folder}", "--count", "0"], "count is 0"),
     (["{folder}", "--columns", "0"], "columns is 0"),
     (["{folder}", "--size", "0"], "size is 0"),
-    (["{folder}", "--erase", "2"], "RandomErasing: p is 2.0"),
+    (["{folder}", "--erase", "2"], "Transform: erase is 2.0"),
     (["{folder}", "--mixup", "-1"], "Mix: mixup is -1.0"),
     (["{folder}", "--eval", "--erase", "0.1"], "--eval goes with no --auto-augment, --erase"),
     (["{folder}", "-o", "sheet.abc"], "unknown file extension: .abc"),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastfeed.data.collate import collate_uint8
+    from fastfeed.data.epoch import SampleInfo
     from fastfeed.data.errors import BadSample
-    from fastfeed.data.loader import SampleInfo
     from fastfeed.data.samplers import ClassBalancedSampler, RepeatedAugmentation, WeightedSampler
     from fastfeed.data.schedule import MultiScale, ProgressiveSize
 
@@ -21,7 +21,7 @@ _NAMES = {
     "MultiScale": "fastfeed.data.schedule",
     "ProgressiveSize": "fastfeed.data.schedule",
     "RepeatedAugmentation": "fastfeed.data.samplers",
-    "SampleInfo": "fastfeed.data.loader",
+    "SampleInfo": "fastfeed.data.epoch",
     "WeightedSampler": "fastfeed.data.samplers",
     "collate_uint8": "fastfeed.data.collate",
 }

@@ -1,5 +1,6 @@
 """What the loaders' arguments have in common."""
 
+import os
 import warnings
 
 import numpy as np
@@ -45,7 +46,30 @@ def choose_device(device: str | int | torch.device | None) -> torch.device:
     return torch.device("cuda", index)
 
 
-def check_whole(name: str, value: int, low: int) -> None:
-    """Raise ValueError unless `value` is a whole number, Python's or NumPy's, and `low` or more."""
+def choose_threads(name: str, threads: int) -> int:
+    """Return `threads`, or one per core that this process may run on where it is 0; warn of more than that.
+
+    Raises:
+        ValueError: for anything but a whole number, 0 or more.
+    """
+    threads, cores = check_whole(name, threads, 0), len(os.sched_getaffinity(0))
+    if threads > cores:
+        warnings.warn(
+            f"{name} is {threads}, and this process may run on {cores} cores: threads beyond them cost memory, and may "
+            f"be slower. {name}=0 is one per core",
+            stacklevel=3,
+        )
+    return threads or cores
+
+
+def check_whole(name: str, value: int, low: int, high: int | None = None) -> int:
+    """Return a whole number, Python's or NumPy's, as an int.
+
+    Raises:
+        ValueError: for anything else, or a number below `low` or above `high`.
+    """
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
         raise ValueError(f"{name} is {value!r}; expected a whole number, {low} or more")
+    if high is not None and value > high:
+        raise ValueError(f"{name} is {value}; expected at most {high}")
+    return int(value)

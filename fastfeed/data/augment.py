@@ -4,12 +4,9 @@ Everything becomes a short sequence of operations for each sample, a `Kind` and 
 (`augment_`) or by DALI (augment_dali.py), after the resize and before the last pass.
 """
 
-import math
-import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fastfeed._extension import extension
+from fastfeed.data.declarations import is_number, number, numbers, probability, replace_values, whole
 from fastfeed.data.finish import check_storage
 from fastfeed.data.philox import Float64, philox, uniform
 from fastfeed.data.policies import POLICIES, Kind, auto_augment_policy, rand_augment_space, trivial_augment_space
@@ -38,7 +36,7 @@ class RandomHorizontalFlip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_probability("RandomHorizontalFlip", self.p)
+        replace_values(self, p=probability("RandomHorizontalFlip: p", self.p))
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class RandomVerticalFlip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_probability("RandomVerticalFlip", self.p)
+        replace_values(self, p=probability("RandomVerticalFlip: p", self.p))
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class RandomGrayscale:
     p: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_probability("RandomGrayscale", self.p)
+        replace_values(self, p=probability("RandomGrayscale: p", self.p))
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,8 @@ class ColorJitter:
     hue: float | tuple[float, float] = 0
 
     def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            replace_values(self, **{name: _jitter(name, getattr(self, name))})
         self.ranges()
 
     def ranges(self) -> dict[Kind, tuple[float, float]]:
@@ -125,8 +125,8 @@ class TrivialAugmentWide:
     fill: Fill = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_whole("TrivialAugmentWide", "num_magnitude_bins", self.num_magnitude_bins, 2)
-        _fill_levels("TrivialAugmentWide", self.fill)
+        bins = whole("TrivialAugmentWide: num_magnitude_bins", self.num_magnitude_bins, 2)
+        replace_values(self, num_magnitude_bins=bins, fill=_fill_levels("TrivialAugmentWide", self.fill))
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,14 @@ class RandAugment:
     fill: Fill = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_whole("RandAugment", "num_ops", self.num_ops, 0, _UINT16)
-        _check_whole("RandAugment", "num_magnitude_bins", self.num_magnitude_bins, 2)
-        _check_whole("RandAugment", "magnitude", self.magnitude, 0, self.num_magnitude_bins - 1)
-        _fill_levels("RandAugment", self.fill)
+        bins = whole("RandAugment: num_magnitude_bins", self.num_magnitude_bins, 2)
+        replace_values(
+            self,
+            num_ops=whole("RandAugment: num_ops", self.num_ops, 0, _UINT16),
+            magnitude=whole("RandAugment: magnitude", self.magnitude, 0, bins - 1),
+            num_magnitude_bins=bins,
+            fill=_fill_levels("RandAugment", self.fill),
+        )
 
 
 @dataclass(frozen=True)
@@ -174,11 +178,11 @@ class AutoAugment:
     fill: Fill = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
+        if self.policy not in tuple(POLICIES):  # whose members need no hash
             raise ValueError(
                 f"AutoAugment: policy is {self.policy!r}; expected one of {', '.join(map(repr, POLICIES))}"
             )
-        _fill_levels("AutoAugment", self.fill)
+        replace_values(self, fill=_fill_levels("AutoAugment", self.fill))
 
 
 Step = (
@@ -406,38 +410,27 @@ def _check_range(name: str, values: npt.NDArray[np.int64], largest: int) -> None
         raise ValueError(f"{name} are from {values.min()} to {values.max()}; expected 0 to {largest}")
 
 
-def _check_probability(name: str, p: Any) -> None:
-    if not isinstance(p, Number) or isinstance(p, complex):
-        raise TypeError(f"{name}: p is {type(p).__name__}; expected a probability, 0 to 1")
-    if not 0 <= p <= 1:  # type: ignore[operator]
-        raise ValueError(f"{name}: p is {p!r}; expected a probability, 0 to 1")
-
-
-def _check_whole(name: str, argument: str, value: Any, smallest: int, largest: int | None = None) -> None:
-    expected = f"at least {smallest}" if largest is None else f"{smallest} to {largest}"
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: {argument} is {value!r}; expected a whole number, {expected}") from None
-    if whole < smallest or (largest is not None and whole > largest):
-        raise ValueError(f"{name}: {argument} is {value!r}; expected {expected}")
+def _jitter(name: str, value: Any) -> float | tuple[float, float]:
+    """Return a number, or a pair of them, as Python's."""
+    if is_number(value):
+        if value < 0:
+            raise ValueError(f"ColorJitter: {name} is {value!r}; expected 0 or more, or a pair (low, high)")
+        return float(value)
+    if not isinstance(value, tuple | list) or len(value) != 2 or not all(map(is_number, value)):
+        raise TypeError(f"ColorJitter: {name} is {value!r}; expected a number or a pair (low, high)")
+    return float(value[0]), float(value[1])
 
 
 def _jitter_range(
     name: str, value: float | tuple[float, float], centre: float, bounds: tuple[float, float]
 ) -> tuple[float, float]:
-    if isinstance(value, Number) and not isinstance(value, complex):
-        spread = float(value)
-        if spread < 0:
-            raise ValueError(f"ColorJitter: {name} is {value!r}; expected 0 or more, or a pair (low, high)")
+    if isinstance(value, tuple):
+        low, high = value
+    else:
         # A factor's range ends at 0; a hue of more than half a turn is an error.
-        low, high = centre - spread, centre + spread
+        low, high = centre - value, centre + value
         if name != "hue":
             low = max(low, 0.0)
-    elif isinstance(value, tuple | list) and len(value) == 2:
-        low, high = float(value[0]), float(value[1])
-    else:
-        raise TypeError(f"ColorJitter: {name} is {value!r}; expected a number or a pair (low, high)")
     if not bounds[0] <= low <= high <= bounds[1]:
         expected = "-0.5 <= low <= high <= 0.5" if name == "hue" else "0 <= low <= high, both finite"
         raise ValueError(f"ColorJitter: {name} is {value!r}, a range from {low} to {high}; expected {expected}")
@@ -447,12 +440,14 @@ def _jitter_range(
 def _fill_levels(name: str, fill: Fill) -> tuple[int, int, int]:
     if fill is None:
         return 0, 0, 0
-    values = list(fill) if isinstance(fill, Sequence) and not isinstance(fill, str) else [fill]
-    if not all(isinstance(value, int | float | np.integer | np.floating) for value in values):
-        raise TypeError(f"{name}: fill is {fill!r}; expected a level, 0 to 255, or one for each of R, G and B")
-    if len(values) not in (1, 3) or not all(math.isfinite(value) and 0 <= value <= 255 for value in values):
-        raise ValueError(f"{name}: fill is {fill!r}; expected a level, 0 to 255, or one for each of R, G and B")
-    red, green, blue = (int(value) for value in (values if len(values) == 3 else values * 3))
+    expected = "a level, 0 to 255, or one for each of R, G and B"
+    levels: tuple[float, ...]
+    if is_number(fill):
+        levels = (number(f"{name}: fill", fill, 0, 255, expected),) * 3
+    else:
+        count = 1 if isinstance(fill, Sequence) and len(fill) == 1 else 3
+        levels = numbers(f"{name}: fill", fill, count, 0, 255, expected) * (3 // count)
+    red, green, blue = map(int, levels)
     return red, green, blue
 
 

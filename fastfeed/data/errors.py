@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 _LOG = logging.getLogger("fastfeed")
 
 MODES = ("raise", "replace", "drop")
@@ -58,8 +60,8 @@ class Report:
     def __init__(self, mode: str, budget: float | None) -> None:
         if mode not in MODES:
             raise ValueError(f"on_error is {mode!r}; expected 'raise', 'replace' or 'drop'")
-        whole = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 0
-        if budget is not None and not whole and not (isinstance(budget, float) and 0 <= budget <= 1):
+        whole = isinstance(budget, int | np.integer) and not isinstance(budget, bool) and budget >= 0
+        if budget is not None and not whole and not (isinstance(budget, float | np.floating) and 0 <= budget <= 1):
             raise ValueError(
                 f"max_errors is {budget!r}; expected a count (an int, 0 or more), a share of the epoch (a float, 0.0 "
                 "to 1.0), or None for any number"
@@ -70,7 +72,7 @@ class Report:
                 "'drop', or leave max_errors out"
             )
         self.mode = mode
-        self.budget = budget
+        self.budget = budget if budget is None else int(budget) if whole else float(budget)
         self.samples: list[BadSample] = []
         self._known: set[int] = set()
 

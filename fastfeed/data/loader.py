@@ -1,18 +1,21 @@
 """DataLoader: the rooms of the pipeline in a line."""
 
+import inspect
 import operator
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastfeed.data.arguments import check_whole, choose_device
+from fastfeed.data.arguments import check_whole, choose_device, choose_threads
 from fastfeed.data.background import ahead
+from fastfeed.data.declarations import flag
+from fastfeed.data.epoch import EpochIterator, SampleInfo, beginning
 from fastfeed.data.errors import BadSample, Report, SampleError
 from fastfeed.data.finish import Finish, SampleParameters
 from fastfeed.data.graph import Graph, Images
@@ -30,22 +33,6 @@ from fastfeed.data.tree import leaves, replace_leaves
 MAX_PIXELS = 178_956_970  # as Pillow, which takes larger images for decompression bombs
 
 
-@dataclass(frozen=True, eq=False)
-class SampleInfo:
-    """Which samples a batch holds.
-
-    Attributes:
-        index: [N] int64, in the dataset: where another sample stands in for a bad one, the bad one's.
-        valid: [N] bool: False where a sample only fills the batch, because another rank has one more, or because it
-            stands in for a bad one. Do not count it in an evaluation.
-        path: N names of files, or of shards and members.
-    """
-
-    index: torch.Tensor
-    valid: torch.Tensor
-    path: list[str]
-
-
 class DataLoader:
     """Batches of images from files: DALI decodes and crops, one pass flips, normalises, mixes and casts.
 
@@ -55,7 +42,7 @@ class DataLoader:
     Args:
         dataset: a folder of class folders (see `FolderSource`), or a source: `FolderSource`, `ListSource`, `TarSource`.
         batch_size: samples per batch, of this rank.
-        shuffle: a new order in every epoch; False keeps the order of the source.
+        shuffle: a new order in every epoch; False, or None, keeps the order of the source.
         sampler: which samples come, and when: one of `fastfeed.data.samplers` (weighted, class-balanced, repeated
             augmentation), which is dealt to the ranks, or any of PyTorch's, which is iterated over on each rank.
         batch_sampler: likewise one of PyTorch's, of whole batches; instead of batch_size, shuffle, sampler, drop_last.
@@ -98,19 +85,23 @@ class DataLoader:
 
     Raises:
         FileNotFoundError, NotADirectoryError: for a folder that is not there or holds no classes or images.
-        TypeError: for a dataset of another kind.
+        TypeError: for a dataset, or another argument, of another kind.
         ValueError: for an argument out of range.
         RuntimeError: for a GPU that is not there, or an extension built without CUDA asked to use one.
         ImportError: if DALI is not installed.
 
     While iterating: `SampleError` for bad samples as above, after every batch before theirs was given.
+
+    What the arguments set stays as it is: to set such an attribute later raises ValueError.
     """
+
+    _made = False
 
     def __init__(
         self,
         dataset: str | os.PathLike[str] | Source,
         batch_size: int = 1,
-        shuffle: bool = False,
+        shuffle: bool | None = False,
         sampler: Any = None,
         batch_sampler: Iterable[Any] | None = None,
         *,
@@ -133,13 +124,15 @@ class DataLoader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        check_whole("batch_size", batch_size, 1)
-        check_whole("num_workers", num_workers, 0)
-        check_whole("prefetch_factor", prefetch_factor, 1)
-        check_whole("seed", seed, 0)
-        check_whole("max_pixels", max_pixels, 1)
-        if seed >= 2**64:
-            raise ValueError(f"seed is {seed}; expected at most 2**64 - 1")
+        self.batch_size = check_whole("batch_size", batch_size, 1)
+        self.shuffle = False if shuffle is None else flag("shuffle", shuffle)
+        self.drop_last = flag("drop_last", drop_last)
+        self.num_workers = choose_threads("num_workers", num_workers)
+        self.prefetch_factor = check_whole("prefetch_factor", prefetch_factor, 1)
+        self.seed = check_whole("seed", seed, 0, 2**64 - 1)
+        self._info = flag("info", info)
+        self._exif = flag("exif", exif)
+        max_pixels = check_whole("max_pixels", max_pixels, 1)
         if transform is not None and not isinstance(transform, Transform):
             raise TypeError(
                 f"transform is {type(transform).__name__}; expected a Transform, as fastfeed.transforms.train(224)"
@@ -161,34 +154,29 @@ class DataLoader:
         if len(dataset) >= 2**32:
             raise ValueError(f"dataset has {len(dataset)} samples; expected fewer than 2**32")
         self.source = dataset
-        self.batch_size = int(batch_size)
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.num_workers = num_workers or len(os.sched_getaffinity(0))
-        self.prefetch_factor = prefetch_factor
         self.transform = transform if transform is not None else train()
         self.device = choose_device(device)
         self.mix = mix
-        self.seed = seed
         self._epoch = 0
         self.rank, self.world_size = rank_and_world_size(rank, world_size)
-        if stable_addresses and on_error == "drop":
+        if flag("stable_addresses", stable_addresses) and on_error == "drop":
             raise ValueError(
                 "stable_addresses needs batches of one size: take on_error='replace' or 'raise', not 'drop'"
             )
         self.sampler = self._make_sampler(sampler, batch_sampler)
-        self._info = info
+        # What must be the same for a state to go on where it was.
+        order = self.sampler.identity(len(dataset), dataset.labels)
+        self._identity = {"seed": self.seed, "samples": len(dataset), "order": order}
         self._report = Report(on_error, max_errors)
         self._preparer = Preparer(
             dataset,
             self.transform,
-            seed=seed,
+            seed=self.seed,
             size=size,
             max_pixels=max_pixels,
-            exif=exif,
+            exif=self._exif,
             threads=self.num_workers,
         )
-        self._exif = exif
         # On a GPU the pass is queued on the consumer's stream as soon as DALI's work is: nothing is gained by waiting.
         self._lag = 0 if self.device.type == "cuda" else 1
         erase = self.transform.erase
@@ -211,6 +199,18 @@ class DataLoader:
         self._progress: dict[str, Any] | None = None
         self._resume: dict[str, Any] | None = None
         self._newest: object = None  # the iterator that the state is of
+        self._made = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Threads, DALI's graph and the last pass are made from the arguments: to set one later would do nothing, or
+        # half of what is meant.
+        if self._made and name in _ARGUMENTS:
+            raise ValueError(
+                f"{name} cannot be set once the DataLoader is made: make another one, which goes on from this one's "
+                "state_dict() with load_state_dict(). Image sizes can change by `size`, a schedule; the epoch by "
+                "set_epoch()"
+            )
+        super().__setattr__(name, value)
 
     @property
     def errors(self) -> list[BadSample]:
@@ -219,11 +219,7 @@ class DataLoader:
 
     def __len__(self) -> int:
         """Batches per epoch, on every rank the same."""
-        if isinstance(self.sampler, TorchSampler):
-            return self.sampler.num_batches(self.batch_size, drop_last=self.drop_last)
-        length = self.sampler.length(len(self.source))
-        per_step = self.batch_size * self.world_size
-        return length // per_step if self.drop_last else -(-length // per_step)
+        return self._batches_left({"consumed": 0, "step": 0})
 
     @property
     def epoch(self) -> int:
@@ -236,7 +232,7 @@ class DataLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next `iter()` runs, from its beginning."""
-        check_whole("epoch", epoch, 0)
+        epoch = check_whole("epoch", epoch, 0)
         self._epoch, self._resume, self._progress, self._newest = epoch, None, None, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -244,15 +240,16 @@ class DataLoader:
 
         It may be loaded by a loader with another batch size or number of ranks: what is left of the epoch is cut anew.
         """
-        progress = self._progress or self._resume or _beginning(self._epoch)
-        return {**progress, **self._identity()}
+        progress = self._progress or self._resume or beginning(self._epoch)
+        return {**progress, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue, with the next `iter()`, from a state.
 
         Raises:
             KeyError: for a state of something else.
-            ValueError: for the state of a loader with another seed or order, or of a dataset of another size.
+            ValueError: for the state of a loader with another seed or order, or of a dataset of another size; for a
+                place that is no whole number.
         """
         missing = self.state_dict().keys() - state.keys()
         if missing:
@@ -260,24 +257,23 @@ class DataLoader:
                 f"the state has no {', '.join(sorted(missing))}, only {', '.join(map(str, state)) or 'nothing'}: "
                 "expected what DataLoader.state_dict() returned"
             )
-        for name, own in self._identity().items():
+        for name, own in self._identity.items():
             if state[name] != own:
                 raise ValueError(
                     f"the state is of a loader with {name} = {state[name]}, and this one has {own}: its batches would "
-                    "not be those that are left"
+                    "not be those that are left. Load it into one with the same dataset, seed and sampler"
                 )
-        self._resume = {name: state[name] for name in _beginning(0)}
-        self._epoch, self._progress, self._newest = state["epoch"], None, None
+        numbers = {
+            name: check_whole(f"the state's {name}", state[name], 0) for name in beginning(0) if name != "sampler"
+        }
+        self._resume = {**numbers, "sampler": state["sampler"]}
+        self._epoch, self._progress, self._newest = numbers["epoch"], None, None
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what must be the same for a state to go on where it was."""
-        return {"seed": self.seed, "samples": len(self.source), "order": type(self.sampler).__name__}
-
-    def __iter__(self) -> Iterator[Any]:
-        start = self._resume or _beginning(self._epoch)
+    def __iter__(self) -> EpochIterator:
+        start = self._resume or beginning(self._epoch)
         self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
         self._newest, self._closed = object(), False
-        return self._run(start, self._newest)
+        return EpochIterator(self._run(start, self._newest), partial(self._batches_left, start))
 
     def __enter__(self) -> "DataLoader":
         return self
@@ -308,6 +304,16 @@ class DataLoader:
             raise ValueError("sampler goes with shuffle=False: it decides the order")
         return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler)
 
+    def _batches_left(self, start: dict[str, Any]) -> int:
+        done, step = start["consumed"], start["step"]
+        if isinstance(self.sampler, TorchSampler):
+            return self.sampler.num_batches(
+                self.batch_size, drop_last=self.drop_last, start=done // self.world_size, step=step
+            )
+        left = max(self.sampler.length(len(self.source)) - done, 0)
+        per_step = self.batch_size * self.world_size
+        return left // per_step if self.drop_last else -(-left // per_step)
+
     def _steps(self, start: dict[str, Any]) -> Iterator[BatchPicks]:
         ranks = {"rank": self.rank, "world_size": self.world_size}
         where = {"start": start["consumed"], "step": start["step"]}
@@ -327,7 +333,7 @@ class DataLoader:
             return size if self.sampler.batched else operator.length_hint(self.sampler.sampler, size)
         return -(-self.sampler.length(size) // self.world_size)
 
-    def _run(self, start: dict[str, Any], this: object) -> Iterator[Any]:
+    def _run(self, start: dict[str, Any], this: object) -> Generator[Any, None, None]:
         batches = self._rings.run(self._decoded(start))
         try:
             # `map`, which keeps no reference to what it gives: the batch is the consumer's.
@@ -461,6 +467,4 @@ class DataLoader:
         return graph
 
 
-def _beginning(epoch: int) -> dict[str, Any]:
-    """Return where an epoch begins: positions consumed, over all ranks, and those of this rank with bad samples."""
-    return {"epoch": epoch, "consumed": 0, "step": 0, "sampler": None, "bad": 0}
+_ARGUMENTS = frozenset(inspect.signature(DataLoader).parameters) | {"source"}

@@ -7,12 +7,13 @@ The pixels are mixed by the last pass (`finish.py`). Sources: mixup, Zhang et al
 import operator
 import sys
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastfeed.data.declarations import number, probability, replace_values
 from fastfeed.data.philox import Float64, Uint32, philox, uniform
 
 # One number per random decision, as in plan.py, with which the key and the last two words of a counter, epoch and
@@ -45,8 +46,9 @@ class Mix:
 
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
-            _check_number(name, getattr(self, name), sys.float_info.max, "a finite alpha, 0 or more")
-        _check_number("probability", self.probability, 1, "a probability, 0 to 1")
+            alpha = number(f"Mix: {name}", getattr(self, name), 0, sys.float_info.max, "a finite alpha, 0 or more")
+            replace_values(self, **{name: alpha})
+        replace_values(self, probability=probability("Mix: probability", self.probability))
         if self.mixup == self.cutmix == 0:
             raise ValueError("Mix: mixup and cutmix are both 0: nothing to mix. Give one an alpha, as Mix(mixup=0.2)")
         if self.per not in ("batch", "sample"):
@@ -254,10 +256,3 @@ def _cutmix_boxes(lam: Float64, u: Float64, v: Float64, height: int, width: int)
     shape = end - start
     # One side can be 0 and the other not: nothing is taken then, and the box is no place.
     return np.concatenate([start, shape], axis=1) * (shape > 0).all(axis=1, keepdims=True)
-
-
-def _check_number(name: str, value: Any, largest: float, expected: str) -> None:
-    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
-        raise TypeError(f"Mix: {name} is {type(value).__name__}; expected {expected}")
-    if not 0 <= float(value) <= largest:
-        raise ValueError(f"Mix: {name} is {value!r}; expected {expected}")

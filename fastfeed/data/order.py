@@ -6,6 +6,8 @@ positions. So the state of an epoch is how many positions are consumed, and any 
 go on from there.
 """
 
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -168,6 +170,8 @@ def step_bounds(
 def rank_and_world_size(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
     """Return the rank and the number of ranks: those given, else torch.distributed's, else (0, 1).
 
+    Warns if it is (0, 1), but the process was started as one of several, by torchrun say.
+
     Raises:
         ValueError: if one of them is given alone, or unless 0 <= rank < world_size.
     """
@@ -175,10 +179,18 @@ def rank_and_world_size(rank: int | None = None, world_size: int | None = None) 
         raise ValueError(f"rank is {rank} and world_size is {world_size}; expected both or neither")
     if rank is None or world_size is None:
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            started = os.environ.get("WORLD_SIZE", "")
+            if started.isdigit() and int(started) > 1:
+                warnings.warn(
+                    f"WORLD_SIZE is {started} in the environment, but torch.distributed is not initialised: this "
+                    "loader takes every sample, as those of the other ranks do. Call "
+                    "torch.distributed.init_process_group() before you make the loader, or give it rank and "
+                    "world_size (0 and 1, if every rank is to take all)",
+                    stacklevel=3,
+                )
             return 0, 1
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    check_whole("world_size", world_size, 1)
-    check_whole("rank", rank, 0)
+    world_size, rank = check_whole("world_size", world_size, 1), check_whole("rank", rank, 0)
     if rank >= world_size:
         raise ValueError(f"rank is {rank}; expected 0 to {world_size - 1} for a world_size of {world_size}")
     return rank, world_size

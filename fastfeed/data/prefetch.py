@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastfeed.data.arguments import check_whole, choose_device
+from fastfeed.data.arguments import check_whole, choose_device, choose_threads
 from fastfeed.data.finish import Finish, SampleParameters, check_storage
 from fastfeed.data.mix import Mix, draw_mix, mix_target
 from fastfeed.data.ring import Done, Rings, Work, is_strided
@@ -92,7 +92,7 @@ class Prefetcher:
                 "torch.utils.data.DataLoader first, and give a folder of files to fastfeed.DataLoader"
             )
         check_whole("depth", depth, 1)
-        check_whole("num_threads", num_threads, 0)
+        num_threads = choose_threads("num_threads", num_threads)
         check_whole("seed", seed, 0)
         if seed >= 2**64:
             raise ValueError(f"seed is {seed}; expected at most 2**64 - 1")

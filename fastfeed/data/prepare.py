@@ -93,8 +93,8 @@ class Preparer:
         size = self._size(epoch, step)
         try:
             return output_size(size)
-        except ValueError as error:
-            raise ValueError(f"size(epoch={epoch}, step={step}) gave {size!r}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"size(epoch={epoch}, step={step}) gave {size!r}: {error}") from error
 
     def prepare(self, epoch: int, picks: BatchPicks) -> Prepared:
         """Read and plan one batch."""

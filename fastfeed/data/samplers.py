@@ -7,6 +7,7 @@ in ``torch.utils.data.DataLoader``: `TorchSampler` takes it in.
 
 import itertools
 import operator
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
@@ -17,12 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastfeed._extension import extension
 from fastfeed.data.arguments import check_whole
 from fastfeed.data.order import BatchPicks, BatchSize, Indices, Picks, permutation, step_bounds
-from fastfeed.data.philox import Float64, philox
-
-# The last word of every counter, as in csrc/permutation.cpp.
-_WEIGHTED = 0x6F726473
+from fastfeed.data.philox import Float64
 
 Labels = npt.NDArray[np.int64]
 
@@ -51,6 +50,20 @@ class Sampler(ABC):
         Raises:
             ValueError: if the sampler does not go with so many samples, or with the labels.
         """
+
+    def identity(self, size: int, labels: Labels | None) -> str:
+        """Return a short text that samplers have in common which give the same orders, for the state of a loader.
+
+        Here it is the name of the class. A sampler with settings has those in it too, and a digest of what is long.
+
+        Args:
+            size: as for `picks`.
+            labels: likewise.
+
+        Raises:
+            ValueError: likewise.
+        """
+        return type(self).__name__
 
 
 @dataclass(frozen=True)
@@ -126,6 +139,10 @@ class WeightedSampler(Sampler):
         """Return the order of an epoch; see `Sampler.picks`."""
         return _weighted_picks(np.asarray(self.weights), self.length(size), seed, epoch)
 
+    def identity(self, size: int, labels: Labels | None) -> str:
+        """Return what tells this sampler's orders from others'; see `Sampler.identity`."""
+        return f"WeightedSampler(num_samples={self.length(size)}, weights={_digest(np.asarray(self.weights))})"
+
 
 @dataclass(frozen=True)
 class ClassBalancedSampler(Sampler):
@@ -151,14 +168,22 @@ class ClassBalancedSampler(Sampler):
 
     def picks(self, size: int, labels: Labels | None, *, seed: int, epoch: int) -> Picks:
         """Return the order of an epoch; see `Sampler.picks`."""
+        _, class_of, counts = np.unique(self._checked(labels, size), return_inverse=True, return_counts=True)
+        return _weighted_picks(1.0 / counts[class_of], self.length(size), seed, epoch)
+
+    def identity(self, size: int, labels: Labels | None) -> str:
+        """Return what tells this sampler's orders from others'; see `Sampler.identity`."""
+        digest = _digest(self._checked(labels, size))
+        return f"ClassBalancedSampler(num_samples={self.length(size)}, labels={digest})"
+
+    def _checked(self, labels: Labels | None, size: int) -> Labels:
         if labels is None:
             raise ValueError("ClassBalancedSampler needs the samples' class indices, and the source has none")
         if labels.shape != (size,):
             raise ValueError(
                 f"labels have shape {list(labels.shape)}; expected one class index for each of {size} samples"
             )
-        _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        return _weighted_picks(1.0 / counts[class_of], self.length(size), seed, epoch)
+        return labels
 
 
 @dataclass(frozen=True)
@@ -202,6 +227,10 @@ class RepeatedAugmentation(Sampler):
         order = permutation(size, seed=seed, epoch=epoch)
         return Picks(order[position // self.repeats], position % self.repeats)
 
+    def identity(self, size: int, labels: Labels | None) -> str:
+        """Return what tells this sampler's orders from others'; see `Sampler.identity`."""
+        return f"RepeatedAugmentation(repeats={self.repeats}, num_samples={self.length(size)})"
+
 
 class TorchSampler:
     """A sampler or batch sampler of PyTorch's: any iterable of indices, or of lists of indices.
@@ -226,22 +255,32 @@ class TorchSampler:
         self.sampler = sampler
         self.batched = batched
         self._name = "batch_sampler" if batched else "sampler"
-        if not hasattr(sampler, "__iter__") and not hasattr(sampler, "__getitem__"):
+        iterable = hasattr(sampler, "__iter__") or hasattr(sampler, "__getitem__")
+        if isinstance(sampler, type) or not iterable:
             raise TypeError(f"{self._name} is {type(sampler).__name__}; expected an iterable of indices")
         self._stateful = all(callable(getattr(sampler, name, None)) for name in ("state_dict", "load_state_dict"))
 
-    def num_batches(self, batch_size: BatchSize, *, drop_last: bool = False) -> int:
-        """Return the number of steps in an epoch on this rank.
+    def identity(self, size: int, labels: Labels | None) -> str:
+        """Return the class of the sampler, whose settings nobody knows."""
+        return f"{self._name} {type(self.sampler).__name__}"
+
+    def num_batches(self, batch_size: BatchSize, *, drop_last: bool = False, start: int = 0, step: int = 0) -> int:
+        """Return the number of steps to the end of an epoch on this rank.
 
         Args:
             batch_size: as for `Batches`; a batch sampler decides for itself.
             drop_last: leave out a last batch that is not full; likewise.
+            start: positions consumed already, of this rank.
+            step: index of the first step.
 
         Raises:
             TypeError: if the sampler has no length.
         """
         length = len(self.sampler)  # type: ignore[arg-type]
-        return length if self.batched else len(step_bounds(length, batch_size, drop_last=drop_last)) - 1
+        if self.batched:
+            return max(length - step, 0)
+        bounds = step_bounds(length, batch_size, drop_last=drop_last, start=min(start, length), step=step)
+        return len(bounds) - 1
 
     def batches(
         self,
@@ -358,6 +397,10 @@ class TorchSampler:
         return index
 
 
+def _digest(values: npt.NDArray[Any]) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(values).data):08x}"
+
+
 def _check_num_samples(num_samples: int | None) -> None:
     if num_samples is not None:
         check_whole("num_samples", num_samples, 1)
@@ -366,38 +409,15 @@ def _check_num_samples(num_samples: int | None) -> None:
 def _weighted_picks(weights: Float64, num_samples: int, seed: int, epoch: int) -> Picks:
     if num_samples == 0:
         return Picks(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    index = _inverse_distribution(weights, _draws(num_samples, seed, epoch))
-    return Picks(index, _copies(index))
+    return _inverse_distribution(
+        weights, extension().uniform_draws(num_samples, seed & 0xFFFFFFFFFFFFFFFF, epoch & 0xFFFFFFFF)
+    )
 
 
-def _inverse_distribution(weights: Float64, draws: Float64) -> Indices:
+def _inverse_distribution(weights: Float64, draws: Float64) -> Picks:
     """Return the index at which each draw, in [0, 1), is passed by the cumulative share of the weights."""
     cumulative = np.cumsum(weights / weights.max())  # whose sum cannot overflow
     cumulative /= cumulative[-1]
     # The first that is greater than the draw: never one of weight 0, which is not greater than the one before it. And
     # there is one, since the last is 1 and the draw is less.
-    return np.searchsorted(cumulative, draws, side="right").astype(np.int64)
-
-
-def _draws(n: int, seed: int, epoch: int) -> Float64:
-    """Return [n] uniform numbers in [0, 1), multiples of 2**-53."""
-    pair = np.arange((n + 1) // 2, dtype=np.int64)
-    counter = np.empty((len(pair), 4), np.uint32)
-    counter[:, 0] = pair & 0xFFFFFFFF
-    counter[:, 1] = pair >> 32
-    counter[:, 2] = epoch & 0xFFFFFFFF
-    counter[:, 3] = _WEIGHTED
-    words = philox(seed, counter).astype(np.uint64)
-    bits = (words[:, 1::2] << np.uint64(32) | words[:, ::2]).reshape(-1)[:n]
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _copies(index: Indices) -> Indices:
-    """Return how often each value came before."""
-    n = len(index)
-    order = np.argsort(index, kind="stable")
-    ordered = index[order]
-    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    copy = np.empty(n, np.int64)
-    copy[order] = np.arange(n) - np.repeat(first, np.diff(np.append(first, n)))
-    return copy
+    return Picks(*extension().invert_distribution(cumulative, draws))

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastfeed.data.declarations import replace_values, whole
 from fastfeed.data.philox import philox
-from fastfeed.data.transforms import Size, output_size
+from fastfeed.data.transforms import Size, declared_size
 
 SizeSchedule = Callable[[int, int], Size]  # (epoch, step) -> pixels
 
@@ -26,7 +27,8 @@ class ProgressiveSize:
         multiple: every size is rounded to a multiple of this.
 
     Raises:
-        ValueError: for numbers that are not whole or not positive.
+        TypeError: for what is no whole number.
+        ValueError: for a number that is not positive.
     """
 
     first: int
@@ -36,9 +38,7 @@ class ProgressiveSize:
 
     def __post_init__(self) -> None:
         for name in ("first", "last", "epochs", "multiple"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"ProgressiveSize: {name} is {value!r}; expected a positive whole number")
+            replace_values(self, **{name: whole(f"ProgressiveSize: {name}", getattr(self, name), 1)})
 
     def __call__(self, epoch: int, step: int) -> int:
         """Return the size of every step of an epoch."""
@@ -57,7 +57,8 @@ class MultiScale:
         seed: 64 bits.
 
     Raises:
-        ValueError: for no sizes, or one or an `every` that is not positive.
+        TypeError: for sizes that are no sequence, or what is no whole number.
+        ValueError: for no sizes, one or an `every` that is not positive, or a seed out of range.
     """
 
     sizes: Sequence[Size]
@@ -65,12 +66,17 @@ class MultiScale:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.sizes) == 0:
+        sizes = self.sizes.tolist() if isinstance(self.sizes, np.ndarray) else self.sizes
+        if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+            raise TypeError(f"MultiScale: sizes is {sizes!r}; expected a sequence, as (192, 224, 256)")
+        if len(sizes) == 0:
             raise ValueError("MultiScale: sizes is empty; expected some, as (192, 224, 256)")
-        for size in self.sizes:
-            output_size(size)
-        if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"MultiScale: every is {self.every!r}; expected a positive whole number of steps")
+        replace_values(
+            self,
+            sizes=tuple(declared_size(size) for size in sizes),
+            every=whole("MultiScale: every", self.every, 1),
+            seed=whole("MultiScale: seed", self.seed, 0, 2**64 - 1),
+        )
 
     def __call__(self, epoch: int, step: int) -> Size:
         """Return the size of a step."""

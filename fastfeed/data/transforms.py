@@ -1,11 +1,16 @@
 """What the user asks for: declarations only. The plan draws from them, the graph and the last pass obey them."""
 
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fastfeed.data.augment import AutoAugment, ColorJitter, RandAugment, TrivialAugmentWide
+from fastfeed.data.declarations import flag, is_number, number, numbers, probability, replace_values, whole
+from fastfeed.data.finish import check_mean_std
 
 # By the names that people know them by.
 AUTO_AUGMENTS = {"trivial": TrivialAugmentWide, "rand": RandAugment, "auto": AutoAugment}
@@ -15,6 +20,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 Size = int | tuple[int, int]  # pixels: of both sides, or height and width
+
+_LARGEST = 1e38  # of what must be finite in fp32, with room for the arithmetic
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,15 @@ class RandomResizedCrop:
 
     Args:
         size: of the output, pixels: one number, or height and width.
-        scale: shares of the image's area, low and high.
+        scale: shares of the image's area, low and high. They may be above 1: such a window fits nowhere, and is one of
+            the ten attempts, as in torchvision.
         ratio: width / height, low and high.
         interpolation: "bilinear", "bicubic" or "lanczos".
 
     Raises:
-        ValueError: for a size, scale or ratio that is not positive, a range given high end first, or another
-            interpolation.
+        TypeError: for a size that is not whole numbers, or a scale or ratio that is no pair of numbers.
+        ValueError: for a size, scale or ratio that is not positive, a range given high end first or not finite, or
+            another interpolation.
     """
 
     size: Size
@@ -42,9 +51,12 @@ class RandomResizedCrop:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        output_size(self.size)
-        _check_range("RandomResizedCrop: scale", self.scale)
-        _check_range("RandomResizedCrop: ratio", self.ratio)
+        replace_values(
+            self,
+            size=declared_size(self.size),
+            scale=_range("RandomResizedCrop: scale", self.scale),
+            ratio=_range("RandomResizedCrop: ratio", self.ratio),
+        )
         _check_interpolation("RandomResizedCrop", self.interpolation)
 
 
@@ -61,6 +73,7 @@ class CenterCrop:
         interpolation: "bilinear", "bicubic" or "lanczos".
 
     Raises:
+        TypeError: for a size or `resize` that is not whole numbers.
         ValueError: for a size that is not positive, or larger than `resize`, or another interpolation.
     """
 
@@ -69,7 +82,7 @@ class CenterCrop:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        _check_whole("resize", self.resize, 1)
+        replace_values(self, size=declared_size(self.size), resize=whole("CenterCrop: resize", self.resize, 1))
         if max(output_size(self.size)) > self.resize:
             raise ValueError(
                 f"CenterCrop: size is {self.size}, larger than resize, {self.resize}: the window would stick out of "
@@ -88,6 +101,7 @@ class Resize:
         interpolation: "bilinear", "bicubic" or "lanczos".
 
     Raises:
+        TypeError: for a size that is not whole numbers.
         ValueError: for a size that is not positive, or another interpolation.
     """
 
@@ -95,7 +109,7 @@ class Resize:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        output_size(self.size)
+        replace_values(self, size=declared_size(self.size))
         _check_interpolation("Resize", self.interpolation)
 
 
@@ -110,6 +124,7 @@ class RandomCrop:
         fill: of the padding, 0 to 255: one level, or one each for R, G and B.
 
     Raises:
+        TypeError: for a size, padding or fill that is not whole numbers, or a `pad_if_needed` that is no bool.
         ValueError: for a size that is not positive, a negative padding, or a fill outside 0 to 255.
     """
 
@@ -119,9 +134,13 @@ class RandomCrop:
     fill: int | tuple[int, int, int] = 0
 
     def __post_init__(self) -> None:
-        output_size(self.size)
-        _check_whole("RandomCrop: padding", self.padding, 0)
-        rgb_fill("RandomCrop", self.fill)
+        replace_values(
+            self,
+            size=declared_size(self.size),
+            padding=whole("RandomCrop: padding", self.padding, 0),
+            pad_if_needed=flag("RandomCrop: pad_if_needed", self.pad_if_needed),
+            fill=rgb_fill("RandomCrop", self.fill),
+        )
 
 
 Crop = RandomResizedCrop | CenterCrop | Resize | RandomCrop
@@ -139,8 +158,9 @@ class RandomErasing:
             standard normal noise in every pixel.
 
     Raises:
-        ValueError: for a probability outside 0 to 1, a scale or ratio that is not positive or given high end first, a
-            scale above 1, or another value.
+        TypeError: for a probability, scale, ratio or value of another kind.
+        ValueError: for a probability outside 0 to 1, a scale or ratio that is not positive, not finite or given high
+            end first, a scale above 1, or a value that is not finite in fp32 or has not one number or three.
     """
 
     p: float = 0.5
@@ -149,15 +169,16 @@ class RandomErasing:
     value: float | tuple[float, float, float] | str = 0.0
 
     def __post_init__(self) -> None:
-        _check_probability("RandomErasing: p", self.p)
-        _check_range("RandomErasing: scale", self.scale)
-        _check_range("RandomErasing: ratio", self.ratio)
-        if self.scale[1] > 1:
+        scale = _range("RandomErasing: scale", self.scale)
+        if scale[1] > 1:
             raise ValueError(f"RandomErasing: scale is {self.scale!r}; expected shares of the image, at most 1")
-        if isinstance(self.value, str) and self.value != "random":
-            raise ValueError(f"RandomErasing: value is {self.value!r}; expected numbers, or 'random'")
-        if isinstance(self.value, tuple) and len(self.value) != 3:
-            raise ValueError(f"RandomErasing: value is {self.value!r}; expected one number, or one for R, G and B")
+        replace_values(
+            self,
+            p=probability("RandomErasing: p", self.p),
+            scale=scale,
+            ratio=_range("RandomErasing: ratio", self.ratio),
+            value=_erased_value(self.value),
+        )
 
 
 @dataclass(frozen=True)
@@ -176,9 +197,9 @@ class Transform:
         erase: RandomErasing, or the probability of one with its defaults.
 
     Raises:
-        ValueError: for a probability outside 0 to 1, a mean or std that has not three values, a std that is not
-            positive, or another auto_augment.
-        TypeError: for a declaration of another kind.
+        TypeError: for a declaration, a probability (True and False are none), a mean or a std of another kind.
+        ValueError: for a probability outside 0 to 1, a mean or std that has not three finite values, a std that is not
+            positive, or so small that values overflow, or another auto_augment.
     """
 
     crop: Crop
@@ -194,33 +215,37 @@ class Transform:
     def __post_init__(self) -> None:
         if not isinstance(self.crop, Crop):
             raise TypeError(
-                f"Transform: crop is {type(self.crop).__name__}; expected one of fastfeed.transforms' crops"
+                f"Transform: crop is {self.crop!r}; expected a crop, as fastfeed.transforms.RandomResizedCrop(224)"
             )
         for name in ("horizontal_flip", "vertical_flip", "grayscale"):
-            _check_probability(f"Transform: {name}", getattr(self, name))
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3:
-                raise ValueError(f"Transform: {name} has {len(values)} values; expected one each for R, G and B")
-        if not all(s > 0 for s in self.std):
-            raise ValueError(f"Transform: std is {tuple(self.std)}; every value must be positive")
+            replace_values(self, **{name: probability(f"Transform: {name}", getattr(self, name))})
+        replace_values(
+            self,
+            mean=numbers("Transform: mean", self.mean, 3, -_LARGEST, _LARGEST, "a finite number each for R, G and B"),
+            std=numbers(
+                "Transform: std", self.std, 3, math.ulp(0.0), _LARGEST, "a positive number each for R, G and B"
+            ),
+        )
+        check_mean_std(self.mean, self.std)
         if isinstance(self.auto_augment, str):
             if self.auto_augment not in AUTO_AUGMENTS:
                 raise ValueError(
                     f"Transform: auto_augment is {self.auto_augment!r}; expected one of {', '.join(AUTO_AUGMENTS)}"
                 )
-            object.__setattr__(self, "auto_augment", AUTO_AUGMENTS[self.auto_augment]())
-        for name, kind in (
-            ("auto_augment", TrivialAugmentWide | RandAugment | AutoAugment | None),
-            ("color_jitter", ColorJitter | None),
-            ("erase", RandomErasing | int | float | None),
+            replace_values(self, auto_augment=AUTO_AUGMENTS[self.auto_augment]())
+        if self.erase is not None and not isinstance(self.erase, RandomErasing):
+            expected = "a probability, 0 to 1, or a fastfeed.transforms.RandomErasing"
+            p = number("Transform: erase", self.erase, 0, 1, expected)
+            replace_values(self, erase=RandomErasing(p) if p else None)
+        for name, kind, expected in (
+            ("auto_augment", TrivialAugmentWide | RandAugment | AutoAugment | None, "TrivialAugmentWide()"),
+            ("color_jitter", ColorJitter | None, "ColorJitter(0.4, 0.4, 0.4)"),
         ):
-            if not isinstance(getattr(self, name), kind):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
                 raise TypeError(
-                    f"Transform: {name} is {type(getattr(self, name)).__name__}; expected a declaration of "
-                    "fastfeed.transforms"
+                    f"Transform: {name} is {value!r}; expected a declaration, as fastfeed.transforms.{expected}"
                 )
-        if isinstance(self.erase, int | float):
-            object.__setattr__(self, "erase", RandomErasing(self.erase) if self.erase else None)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -272,40 +297,58 @@ def output_size(size: Size) -> tuple[int, int]:
     """Return height and width, in pixels.
 
     Raises:
-        ValueError: for anything but a positive whole number, or two.
+        TypeError: for what is neither a whole number nor a sequence of them.
+        ValueError: for a number that is not positive, or a sequence that has not two.
     """
-    if isinstance(size, tuple | list) and len(size) == 2:
-        return _check_whole("size", size[0], 1), _check_whole("size", size[1], 1)
-    return _check_whole("size", size, 1), _check_whole("size", size, 1)
+    sides = size.tolist() if isinstance(size, np.ndarray) else size
+    if not isinstance(sides, tuple | list):
+        sides = (sides, sides)
+    if len(sides) != 2:
+        raise ValueError(f"size is {size!r}; expected one whole number of pixels, or two: height and width")
+    return whole("size", sides[0], 1), whole("size", sides[1], 1)
+
+
+def declared_size(size: Any) -> Size:
+    """Return a size as Python's own: a number as an int, two of them as a tuple.
+
+    Raises:
+        TypeError, ValueError: as `output_size`.
+    """
+    height, width = output_size(size)
+    return height if isinstance(size, int | np.integer) else (height, width)
 
 
 def rgb_fill(owner: str, fill: int | tuple[int, int, int]) -> tuple[int, int, int]:
     """Return three levels for one or three.
 
     Raises:
-        ValueError: for anything but one or three whole numbers, 0 to 255.
+        TypeError: for what is neither a whole number nor a sequence of them.
+        ValueError: for levels outside 0 to 255, or another number of them.
     """
     levels = tuple(fill) if isinstance(fill, tuple | list) else (fill,) * 3
-    if len(levels) != 3 or not all(isinstance(level, int) and 0 <= level <= 255 for level in levels):
-        raise ValueError(f"{owner}: fill is {fill!r}; expected one whole number, or three, from 0 to 255")
-    return levels
+    if len(levels) != 3:
+        raise ValueError(f"{owner}: fill is {fill!r}; expected one level, or one each for R, G and B")
+    red, green, blue = (whole(f"{owner}: fill", level, 0, 255) for level in levels)
+    return red, green, blue
 
 
-def _check_whole(name: str, value: int, low: int) -> int:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
-        expected = "a positive whole number" if low else "a whole number"
-        raise ValueError(f"{name} is {value!r}; expected {expected} of pixels")
-    return int(value)
+def _erased_value(value: Any) -> float | tuple[float, ...] | str:
+    if isinstance(value, str) and value == "random":
+        return value
+    expected = "a finite number, one each for R, G and B, or 'random'"
+    if is_number(value):
+        return number("RandomErasing: value", value, -_LARGEST, _LARGEST, expected)
+    if isinstance(value, str):
+        raise ValueError(f"RandomErasing: value is {value!r}; expected {expected}")
+    return numbers("RandomErasing: value", value, 3, -_LARGEST, _LARGEST, expected)
 
 
-def _check_probability(name: str, value: float) -> None:
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value!r}; expected a probability, 0 to 1")
-
-
-def _check_range(name: str, bounds: tuple[float, float]) -> None:
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
-        raise ValueError(f"{name} is {bounds!r}; expected (low, high) with 0 < low <= high")
+def _range(name: str, bounds: Any) -> tuple[float, float]:
+    expected = "(low, high) with 0 < low <= high, both finite"
+    low, high = numbers(name, bounds, 2, 0, sys.float_info.max, expected)
+    if not 0 < low <= high:
+        raise ValueError(f"{name} is {bounds!r}; expected {expected}")
+    return low, high
 
 
 def _check_interpolation(owner: str, value: str) -> None:

@@ -287,7 +287,7 @@ def test_pickle(value):
     (lambda: RandomHorizontalFlip(1.1), ValueError, "RandomHorizontalFlip: p is 1.1; expected a probability, 0 to 1"),
     (lambda: RandomVerticalFlip(-0.1), ValueError, "RandomVerticalFlip: p is -0.1"),
     (lambda: RandomGrayscale(float("nan")), ValueError, "RandomGrayscale: p is nan"),
-    (lambda: RandomGrayscale("0.5"), TypeError, "RandomGrayscale: p is str"),
+    (lambda: RandomGrayscale("0.5"), TypeError, "RandomGrayscale: p is '0.5'"),
     (lambda: ColorJitter(brightness=-0.1), ValueError, "brightness is -0.1; expected 0 or more, or a pair"),
     (lambda: ColorJitter(contrast=(0.5, 0.4)), ValueError, r"contrast is \(0.5, 0.4\).* 0 <= low <= high"),
     (lambda: ColorJitter(saturation=(-0.5, 0.4)), ValueError, "saturation is"),

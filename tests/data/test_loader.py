@@ -334,7 +334,7 @@ def test_bad_datasets(tmp_path):
 
 
 def test_a_size_schedule_that_gives_nonsense_is_named(folder):
-    with pytest.raises(ValueError, match=r"size\(epoch=0, step=1\) gave 'x'"):
+    with pytest.raises(TypeError, match=r"size\(epoch=0, step=1\) gave 'x'"):
         list(loader(folder, size=lambda epoch, step: 24 if step == 0 else "x"))
 
 

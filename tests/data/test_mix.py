@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from fastfeed import transforms
-from fastfeed.data import augment, plan, samplers
+from fastfeed.data import augment, plan
 from fastfeed.data import mix as mix_module
 from fastfeed.data.mix import Mix, MixedTarget, MixPlan, draw_mix, mix_target
 
@@ -34,14 +34,14 @@ def is_permutation(partner):
     ({"mixup": -0.1}, ValueError, "mixup is -0.1; expected a finite alpha"),
     ({"cutmix": math.inf}, ValueError, "cutmix is inf"),
     ({"mixup": 1.0, "cutmix": math.nan}, ValueError, "cutmix is nan"),
-    ({"mixup": "0.2"}, TypeError, "mixup is str"),
-    ({"mixup": None}, TypeError, "mixup is NoneType"),
-    ({"cutmix": True}, TypeError, "cutmix is bool"),
-    ({"cutmix": torch.tensor(1.0)}, TypeError, "cutmix is Tensor"),
+    ({"mixup": "0.2"}, TypeError, "mixup is '0.2'"),
+    ({"mixup": None}, TypeError, "mixup is None"),
+    ({"cutmix": True}, TypeError, "cutmix is True"),
+    ({"cutmix": torch.tensor(1.0)}, TypeError, r"cutmix is tensor\(1"),
     ({"mixup": 1.0, "probability": 1.01}, ValueError, "probability is 1.01; expected a probability, 0 to 1"),
     ({"mixup": 1.0, "probability": -1}, ValueError, "probability is -1"),
     ({"mixup": 1.0, "probability": math.nan}, ValueError, "probability is nan"),
-    ({"mixup": 1.0, "probability": "1"}, TypeError, "probability is str"),
+    ({"mixup": 1.0, "probability": "1"}, TypeError, "probability is '1'"),
     ({"mixup": 1.0, "per": "elem"}, ValueError, "per is 'elem'; expected 'batch' or 'sample'"),
 ])  # fmt: skip
 def test_bad_declarations(arguments, error, message):
@@ -341,7 +341,7 @@ def test_no_draws_are_shared_with_the_plan_and_the_order(monkeypatch):
 
         return recorded
 
-    for module in (mix_module, plan, augment, samplers):
+    for module in (mix_module, plan, augment):
         monkeypatch.setattr(module, "philox", recorder(module.__name__, module.philox))
     for batch in range(3):
         draw(Mix(1.0, 1.0, per="sample"), 40, epoch=0, batch=batch)
@@ -352,16 +352,13 @@ def test_no_draws_are_shared_with_the_plan_and_the_order(monkeypatch):
             size = np.full((40, 2), 50)
             made = plan.make_plan(transform, size, np.arange(40), copies, seed=5, epoch=epoch)
             plan.draw_augmentations(transform, made, np.arange(40), copies, seed=5, epoch=epoch, size=(8, 8))
-    for epoch in range(2):
-        samplers.WeightedSampler([1.0] * 80).picks(80, None, seed=5, epoch=epoch)
     mix_counters = counters[mix_module.__name__]
     plan_counters = counters[plan.__name__] + counters[augment.__name__]
-    order_counters = counters[samplers.__name__]
-    assert not set(plan_counters) & set(order_counters)
     assert not set(counters[plan.__name__]) & set(counters[augment.__name__])
     assert len(set(mix_counters)) == len(mix_counters) == 2 * 3 * 40 * 3
     assert not set(mix_counters) & set(plan_counters)
-    assert not set(mix_counters) & set(order_counters)
+    # The last word of the order's counters, which are drawn in C++; test_order.py and test_samplers.py hold it to that.
+    assert 0x6F726473 not in {counter[3] for counter in mix_counters + plan_counters}
 
 
 # --- MixedTarget ----------------------------------------------------------------------------------------------

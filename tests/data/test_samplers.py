@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastfeed._extension import extension
 from fastfeed.data.order import Batches, permutation
 from fastfeed.data.philox import philox
 from fastfeed.data.samplers import (
@@ -80,6 +81,12 @@ class TestEverySampler:
             orders = [index(seed, epoch) for seed, epoch in [(1, 2), (1, 3), (2, 2), (1 + 2**32, 2), (2**63, 2)]]
             assert len({tuple(order) for order in orders}) == 5
 
+    def test_identity_is_a_short_text_that_a_copy_has_too(self, sampler):
+        text = sampler.identity(SIZE, LABELS)
+        assert text == pickle.loads(pickle.dumps(sampler)).identity(SIZE, LABELS)
+        assert text.startswith(type(sampler).__name__)
+        assert len(text) < 80
+
     def test_pickled(self, sampler):
         again = pickle.loads(pickle.dumps(sampler))
         a, b = (s.picks(SIZE, LABELS, seed=1, epoch=2) for s in (sampler, again))
@@ -108,8 +115,38 @@ def test_draws_on_the_edge_of_a_share():
     weights = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 3.0, 4.0, 0.0])
     draws = np.array([0.0, 2.0**-53, 0.125, 0.5, 1 - 2.0**-53])
     just_below = np.nextafter([0.125, 0.5], 0)
-    assert _inverse_distribution(weights, draws).tolist() == [2, 2, 5, 6, 6]
-    assert _inverse_distribution(weights, just_below).tolist() == [2, 5]
+    assert _inverse_distribution(weights, draws).index.tolist() == [2, 2, 5, 6, 6]
+    assert _inverse_distribution(weights, just_below).index.tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 255, 256, 257, 1000])
+def test_a_weighted_order_is_that_of_a_binary_search(size):
+    rng = np.random.default_rng(size)
+    for weights in (
+        rng.pareto(1, size) + 1e-9,  # a few of them weigh as much as all others
+        np.where(rng.random(size) < 0.5, 0, 1) + np.eye(1, size, size // 2)[0],
+        10.0 ** -np.arange(size),
+        np.eye(1, size, size - 1)[0],
+    ):
+        draws = np.concatenate([rng.random(3 * size), [0.0, 1 - 2.0**-53]])
+        cumulative = np.cumsum(weights / weights.max())
+        cumulative /= cumulative[-1]
+        draws = np.concatenate([draws, cumulative[cumulative < 1], np.nextafter(cumulative, 0)])
+        picks = _inverse_distribution(weights, draws)
+        assert np.array_equal(picks.index, np.searchsorted(cumulative, draws, side="right"))
+        assert picks.copy.tolist() == earlier_occurrences(picks.index)
+
+
+def test_what_no_order_can_be_drawn_from():
+    invert = extension().invert_distribution
+    for cumulative in ([], [0.5], [0.5, 0.9], [0.5, float("nan")]):
+        with pytest.raises(ValueError, match="cumulative shares are to end with 1"):
+            invert(np.array(cumulative), np.zeros(1))
+    for draw in (1.0, -0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"a draw is outside of \[0, 1\)"):
+            invert(np.ones(3), np.array([0.5, draw]))
+    with pytest.raises(ValueError, match="n is negative"):
+        extension().uniform_draws(-1, 0, 0)
 
 
 def test_samples_come_as_often_as_they_weigh():
@@ -184,6 +221,19 @@ def test_weights_are_copied():
 def test_weights_that_cannot_be_drawn_from(arguments, error, message):
     with pytest.raises(error, match=message):
         WeightedSampler(*arguments)
+
+
+def test_the_identity_of_weights_is_that_of_every_weight():
+    weights = np.arange(1.0, 9.0)
+    text = WeightedSampler(weights).identity(8, None)
+    assert text == WeightedSampler(torch.arange(1, 9)).identity(8, None)
+    assert text == WeightedSampler(weights, 8).identity(8, None)
+    for i in range(8):
+        other = weights.copy()
+        other[i] += 0.5
+        assert WeightedSampler(other).identity(8, None) != text
+    assert WeightedSampler(weights[::-1]).identity(8, None) != text
+    assert WeightedSampler(weights, 7).identity(8, None) != text
 
 
 def test_weights_of_another_source():

@@ -29,9 +29,7 @@ def test_multi_scale_changes_every_few_steps_and_draws_evenly():
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: ProgressiveSize(0, 224, 3), "first is 0"),
-    (lambda: ProgressiveSize(128, 224.0, 3), "last is 224.0"),
     (lambda: ProgressiveSize(128, 224, 0), "epochs is 0"),
-    (lambda: ProgressiveSize(128, 224, 3, multiple=True), "multiple is True"),
     (lambda: MultiScale(()), "sizes is empty"),
     (lambda: MultiScale((224, 0)), "size is 0"),
     (lambda: MultiScale((224,), every=0), "every is 0"),

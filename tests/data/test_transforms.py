@@ -16,14 +16,11 @@ def test_recipes():
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: transforms.train(0), "size is 0"),
-    (lambda: transforms.train(2.5), "size is 2.5"),
-    (lambda: transforms.train(True), "size is True"),
-    (lambda: transforms.eval("224"), "size is '224'"),
     (lambda: transforms.train(scale=(0.5, 0.1)), r"scale is \(0.5, 0.1\)"),
     (lambda: transforms.train(scale=(0, 1)), r"scale is \(0, 1\)"),
     (lambda: transforms.train(ratio=(1,)), r"ratio is \(1,\)"),
     (lambda: transforms.train(horizontal_flip=1.5), "horizontal_flip is 1.5"),
-    (lambda: transforms.train(mean=(0.5,)), "mean has 1 values"),
+    (lambda: transforms.train(mean=(0.5,)), r"mean is \(0.5,\)"),
     (lambda: transforms.train(std=(1, 0, 1)), r"std is \(1, 0, 1\)"),
     (lambda: transforms.eval(224, resize=200), "size is 224, larger than resize, 200"),
 ])  # fmt: skip
