@@ -4,6 +4,7 @@ FASTFEED_CUDA=auto  (default) CUDA code if nvcc is found, else C++ alone
 FASTFEED_CUDA=1     CUDA code, or fail
 FASTFEED_CUDA=0     C++ alone
 FASTFEED_CUDA_ARCH  nvcc's -arch, default all-major: machine code for every generation the compiler knows
+MAX_JOBS            files to compile at a time, one per core by default
 FASTFEED_LOCAL_VERSION=1  name the version after the build, 0.1.0+cu130 or 0.1.0+cpu, to tell published wheels apart
 """
 
@@ -14,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
@@ -68,6 +69,8 @@ class BuildExtension(build_ext):
         self.force = True
 
     def build_extension(self, ext):
+        if self.debug:
+            ext.extra_compile_args.append("-O0")  # the last one counts
         if CUDA is not None:
             nvcc, _ = CUDA
             for source in sorted(Path("csrc").glob("*.cu")):
@@ -126,4 +129,5 @@ if CUDA is not None:
     extension.library_dirs += cuda_library_dirs(nvcc)
     extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
 
-setup(version=VERSION, ext_modules=[extension], cmdclass={"build_ext": BuildExtension})
+with ParallelCompile("MAX_JOBS", default=len(os.sched_getaffinity(0))):
+    setup(version=VERSION, ext_modules=[extension], cmdclass={"build_ext": BuildExtension})

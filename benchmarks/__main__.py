@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -68,6 +69,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Seque
             tempfile.TemporaryFile(dir=folder).close()  # whether it can be written, before an hour's work
         except OSError as error:
             parser.error(f"-o {folder}: {error.strerror}")
+    start = time.monotonic()
     limits = ceilings(options.device)
     constant = machine | limits._asdict()
     print(header(constant), flush=True)
@@ -83,8 +85,9 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Seque
             if number == options.passes:
                 _say("")
                 print(heading(rows[i][0]), *map(line, rows[i]), sep="\n", flush=True)
+    print(f"\ntook     {time.monotonic() - start:.0f} s")
     if folder is not None:
-        print(f"\nresults  {folder / FILE}")
+        print(f"results  {folder / FILE}")
     failures = sum(row["status"] in ("wrong", "failed") for row in chain(*rows))
     if failures:
         print(f"\n{failures} rows are wrong or failed", file=sys.stderr)

@@ -5,29 +5,16 @@
 // fuzz_augment SEED COUNT: batch number i is drawn from SEED + i, and a failure prints the seed that repeats it.
 #include "augment.h"
 
-#include <cinttypes>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <stdexcept>
 
 #include "pool.h"
+#include "testing.h"
 
 namespace fastfeed {
 namespace {
-
-class Random {
-  public:
-    explicit Random(uint64_t seed) : engine_(seed) {}
-    int64_t from(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
-    double between(double low, double high) { return std::uniform_real_distribution<double>(low, high)(engine_); }
-    bool one_in(int64_t n) { return from(1, n) == 1; }
-
-  private:
-    std::mt19937_64 engine_;
-};
 
 using Block = std::unique_ptr<uint8_t[]>;
 
@@ -39,18 +26,18 @@ Block copy(const uint8_t* from, int64_t size) {
 
 float draw_magnitude(Operation operation, Random& random) {
     switch (operation) {
-        case Operation::hue: return static_cast<float>(random.between(-0.5, 0.5));
+        case Operation::hue: return static_cast<float>(random.real(-0.5, 0.5));
         case Operation::posterize: return static_cast<float>(random.from(1, 8));
-        case Operation::solarize: return static_cast<float>(random.between(-10, 300));
+        case Operation::solarize: return static_cast<float>(random.real(-10, 300));
         default: break;
     }
     if (random.one_in(8)) {  // any finite number
         const auto exponent = static_cast<int>(random.from(-140, 127));
-        const auto value = static_cast<float>(std::ldexp(random.between(-1, 1), exponent));
+        const auto value = static_cast<float>(std::ldexp(random.real(-1, 1), exponent));
         return random.one_in(2) ? value : std::trunc(value);
     }
     const double most = operation == Operation::rotate ? 400 : operation >= Operation::translate_x ? 60 : 2;
-    return static_cast<float>(random.between(-most, most));
+    return static_cast<float>(random.real(-most, most));
 }
 
 AugmentArgs one_operation(const AugmentArgs& batch, int64_t n, int64_t k, uint8_t* image) {
@@ -159,13 +146,6 @@ bool test_refusals() {
 
 int main(int argc, char** argv) {
     using namespace fastfeed;
-    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // or a sanitizer's end loses what was printed
-    if (argc != 3) return std::printf("usage: fuzz_augment SEED COUNT\n"), 2;
-    const uint64_t seed = std::strtoull(argv[1], nullptr, 10), count = std::strtoull(argv[2], nullptr, 10);
-    if (!test_refusals()) return 1;
-    for (uint64_t i = 0; i < count; ++i) {
-        if (!test_batch(seed + i)) return 1;
-    }
-    std::printf("%" PRIu64 " batches\n", count);
-    return 0;
+    print_at_once();
+    return test_refusals() && fuzz(argc, argv, test_batch) ? 0 : 1;
 }

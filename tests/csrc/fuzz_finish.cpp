@@ -4,18 +4,16 @@
 // that the address sanitizer sees whatever is read or written beside them.
 //
 // fuzz_finish SEED COUNT: batch number i is drawn from SEED + i, and a failure prints the seed that repeats it.
-#include <cinttypes>
 #include <climits>
-#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <memory>
 #include <numeric>
-#include <random>
 #include <string>
 
 #include "expected.h"
 #include "roundings.h"
+#include "testing.h"
 #ifndef PROCESSOR_ONLY  // a third of the time to compile
 #include "finish_gpu.h"
 #endif
@@ -24,25 +22,6 @@ namespace fastfeed {
 namespace {
 
 // ------------------------------------------------------------------------------------- random batches
-
-class Random {
-  public:
-    explicit Random(uint64_t seed) : engine_(seed) {}
-    int64_t from(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
-    bool one_in(int64_t n) { return from(1, n) == 1; }
-    float real(float low, float high) { return std::uniform_real_distribution<float>(low, high)(engine_); }
-    template <class T>
-    T any(std::initializer_list<T> values) {
-        return values.begin()[from(0, static_cast<int64_t>(values.size()) - 1)];
-    }
-    template <class Iterator>
-    void shuffle(Iterator begin, Iterator end) {
-        std::shuffle(begin, end, engine_);
-    }
-
-  private:
-    std::mt19937_64 engine_;
-};
 
 struct Batch {
     FinishArgs args{};
@@ -107,7 +86,8 @@ SampleParameters draw_parameters(const FinishArgs& a, int64_t n, Random& random)
     if (random.one_in(4)) s.erase = draw_rectangle(a, random);
     if (random.one_in(2)) s.cut = draw_rectangle(a, random);
     s.partner = static_cast<int32_t>(random.one_in(4) ? n : random.from(0, a.n - 1));
-    s.weight = random.any<float>({1, 1, 0, 0.5f, 0x1p-24f, 0x1.fffffep-1f, 0x1p-149f, 0x1p-130f, random.real(0, 1)});
+    const auto weight = random.real<float>(0, 1);
+    s.weight = random.any<float>({1, 1, 0, 0.5f, 0x1p-24f, 0x1.fffffep-1f, 0x1p-149f, 0x1p-130f, weight});
     return s;
 }
 
@@ -115,10 +95,11 @@ Normalizer draw_normalizer(int channels, Random& random) {
     float mean[4], std[4];
     const int64_t kind = random.from(0, 9);
     for (int c = 0; c < channels; ++c) {
-        mean[c] = random.any<float>({0, 0.5f, random.real(-0.5f, 1.5f), static_cast<float>(random.from(0, 255)) / 255});
-        std[c] = random.real(0.1f, 0.5f);
-        if (kind == 1) std[c] = std::exp(random.real(-30, 30));  // halves overflow, and become subnormal
-        if (kind == 2) std[c] = random.real(1e38f, 3e38f);       // 1 / std is subnormal: not fused
+        const auto level = static_cast<float>(random.from(0, 255)) / 255;
+        mean[c] = random.any<float>({0, 0.5f, random.real<float>(-0.5, 1.5), level});
+        std[c] = random.real<float>(0.1, 0.5);
+        if (kind == 1) std[c] = std::exp(random.real<float>(-30, 30));  // halves overflow, and become subnormal
+        if (kind == 2) std[c] = random.real<float>(1e38, 3e38);         // 1 / std is subnormal: not fused
     }
     Normalizer normalizer = make_normalizer(mean, std, channels);
     if (kind == 3) normalizer.fused = false;
@@ -137,7 +118,7 @@ Batch draw_batch(Random& random) {
     a.output = random.any<Output>({Output::float32, Output::float16, Output::bfloat16});
     a.channels_last = random.one_in(2);
     a.normalizer = draw_normalizer(a.c, random);
-    for (float& value : a.fill) value = random.any<float>({0, random.real(-3, 3), 70000, -1e-6f});
+    for (float& value : a.fill) value = random.any<float>({0, random.real<float>(-3, 3), 70000, -1e-6f});
 
     draw_strides(a, random);
     if (random.one_in(2)) {  // for the GPU's groups
@@ -382,18 +363,14 @@ bool test_batch(uint64_t seed, std::vector<Way>& all) {
 
 int main(int argc, char** argv) {
     using namespace fastfeed;
-    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // or a sanitizer's end loses what was printed
-    if (argc != 3) return std::printf("usage: fuzz_finish SEED COUNT\n"), 2;
-    const uint64_t seed = std::strtoull(argv[1], nullptr, 10), count = std::strtoull(argv[2], nullptr, 10);
-    std::vector<Way> all = ways();
+    print_at_once();
     if (!test_roundings()) return 1;
 #ifndef PROCESSOR_ONLY
     if (!test_groups()) return std::printf("in_groups is wrong\n"), 1;
     if (!test_banks()) return std::printf("threads' stores into a tile meet in one bank of shared memory\n"), 1;
 #endif
-    for (uint64_t i = 0; i < count; ++i) {
-        if (!test_batch(seed + i, all)) return 1;
-    }
-    for (const Way& way : all) std::printf("%s: %" PRId64 " batches\n", way.name, way.made);
+    std::vector<Way> all = ways();
+    if (!fuzz(argc, argv, [&](uint64_t seed) { return test_batch(seed, all); })) return 1;
+    for (const Way& way : all) std::printf("%s: %" PRId64 "\n", way.name, way.made);
     return 0;
 }

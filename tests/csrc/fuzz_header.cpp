@@ -4,31 +4,14 @@
 // fuzz_header SEED COUNT: header number i is drawn from SEED + i, and a failure prints the seed that repeats it.
 #include "image_header.h"
 
-#include <cinttypes>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <string>
+
+#include "testing.h"
 
 namespace fastfeed {
 namespace {
-
-class Random {
-  public:
-    explicit Random(uint64_t seed) : engine_(seed) {}
-    int64_t from(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
-    bool one_in(int64_t n) { return from(1, n) == 1; }
-    std::string bytes(int64_t n) {
-        std::string result;
-        while (static_cast<int64_t>(result.size()) < n) result += static_cast<char>(from(0, 255));
-        return result;
-    }
-
-  private:
-    std::mt19937_64 engine_;
-};
 
 std::string number(uint64_t value, int bytes, bool big) {
     std::string result;
@@ -194,12 +177,6 @@ bool test_header(uint64_t seed) {
 
 int main(int argc, char** argv) {
     using namespace fastfeed;
-    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // or a sanitizer's end loses what was printed
-    if (argc != 3) return std::printf("usage: fuzz_header SEED COUNT\n"), 2;
-    const uint64_t seed = std::strtoull(argv[1], nullptr, 10), count = std::strtoull(argv[2], nullptr, 10);
-    for (uint64_t i = 0; i < count; ++i) {
-        if (!test_header(seed + i)) return 1;
-    }
-    std::printf("%" PRIu64 " headers\n", count);
-    return 0;
+    print_at_once();
+    return fuzz(argc, argv, test_header) ? 0 : 1;
 }

@@ -3,26 +3,12 @@
 // read or written beside them.
 //
 // fuzz_place SEED COUNT: batch number i is drawn from SEED + i, and a failure prints the seed that repeats it.
-#include <cinttypes>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-
 #include "place.cpp"
 #include "pool.h"
+#include "testing.h"
 
 namespace fastfeed {
 namespace {
-
-class Random {
-  public:
-    explicit Random(uint64_t seed) : engine_(seed) {}
-    int64_t from(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
-    bool one_in(int64_t n) { return from(1, n) == 1; }
-
-  private:
-    std::mt19937_64 engine_;
-};
 
 struct Batch {
     PlaceArgs args{};
@@ -121,12 +107,7 @@ bool test_batch(uint64_t seed) {
 }  // namespace fastfeed
 
 int main(int argc, char** argv) {
-    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // or a sanitizer's end loses what was printed
-    if (argc != 3) return std::printf("usage: fuzz_place SEED COUNT\n"), 2;
-    const uint64_t seed = std::strtoull(argv[1], nullptr, 10), count = std::strtoull(argv[2], nullptr, 10);
-    for (uint64_t i = 0; i < count; ++i) {
-        if (!fastfeed::test_batch(seed + i)) return 1;
-    }
-    std::printf("%" PRIu64 " batches\n", count);
-    return 0;
+    using namespace fastfeed;
+    print_at_once();
+    return fuzz(argc, argv, test_batch) ? 0 : 1;
 }

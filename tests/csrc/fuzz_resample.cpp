@@ -3,29 +3,15 @@
 // address sanitizer sees whatever is read or written beside them.
 //
 // fuzz_resample SEED COUNT: batch number i is drawn from SEED + i, and a failure prints the seed that repeats it.
-#include <cinttypes>
-#include <cstdio>
-#include <cstdlib>
 #include <map>
-#include <random>
 #include <string>
 #include <tuple>
 
 #include "resample.cpp"
+#include "testing.h"
 
 namespace fastfeed {
 namespace {
-
-class Random {
-  public:
-    explicit Random(uint64_t seed) : engine_(seed) {}
-    int64_t from(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
-    bool one_in(int64_t n) { return from(1, n) == 1; }
-    double real(double low, double high) { return std::uniform_real_distribution<double>(low, high)(engine_); }
-
-  private:
-    std::mt19937_64 engine_;
-};
 
 // ------------------------------------------------------------------------------------- the formula, plainly
 
@@ -209,13 +195,9 @@ bool test_batch(uint64_t seed, std::map<std::string, int>& made) {
 
 int main(int argc, char** argv) {
     using namespace fastfeed;
-    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // or a sanitizer's end loses what was printed
-    if (argc != 3) return std::printf("usage: fuzz_resample SEED COUNT\n"), 2;
-    const uint64_t seed = std::strtoull(argv[1], nullptr, 10), count = std::strtoull(argv[2], nullptr, 10);
+    print_at_once();
     std::map<std::string, int> made;
-    for (uint64_t i = 0; i < count; ++i) {
-        if (!test_batch(seed + i, made)) return 1;
-    }
+    if (!fuzz(argc, argv, [&](uint64_t seed) { return test_batch(seed, made); })) return 1;
     for (const auto& [name, times] : made) std::printf("%s: %d\n", name.c_str(), times);
     return 0;
 }

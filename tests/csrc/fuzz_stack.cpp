@@ -4,27 +4,14 @@
 // fuzz_stack SEED COUNT: batch number i is drawn from SEED + i, and a failure prints the seed that repeats it.
 #include "stack.h"
 
-#include <cinttypes>
-#include <cstdio>
 #include <cstring>
 #include <memory>
-#include <random>
 
 #include "recycler.h"
+#include "testing.h"
 
 namespace fastfeed {
 namespace {
-
-class Random {
-  public:
-    explicit Random(uint64_t seed) : engine_(seed) {}
-    int64_t from(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
-    bool one_in(int64_t n) { return from(1, n) == 1; }
-    std::mt19937_64& engine() { return engine_; }
-
-  private:
-    std::mt19937_64 engine_;
-};
 
 struct OwnedImage {
     StridedImage image;
@@ -36,7 +23,7 @@ OwnedImage draw_image(const std::array<int64_t, 3>& shape, Random& random) {
     std::array<int64_t, 3> strides{4 * shape[1], 4, 1};
     if (shape[2] != 3 || !random.one_in(3)) {
         std::array<int, 3> order{2, 1, 0};
-        if (random.one_in(2)) std::shuffle(order.begin(), order.end(), random.engine());
+        if (random.one_in(2)) random.shuffle(order.begin(), order.end());
         int64_t step = 1;
         for (const int d : order) {
             if (random.one_in(3)) step += random.from(0, 3);
@@ -87,9 +74,6 @@ bool test_batch(uint64_t seed) {
     }
     return true;
 }
-
-#define CHECK(condition) \
-    if (!(condition)) return std::printf("line %d: %s\n", __LINE__, #condition), false
 
 // Blocks are aligned, of the size asked for, used again, never lent twice, and few are kept. What is not freed, the
 // leak sanitizer sees.
@@ -154,13 +138,6 @@ bool test_recycler_at_random() {
 
 int main(int argc, char** argv) {
     using namespace fastfeed;
-    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // or a sanitizer's end loses what was printed
-    if (argc != 3) return std::printf("usage: fuzz_stack SEED COUNT\n"), 2;
-    const uint64_t seed = std::strtoull(argv[1], nullptr, 10), count = std::strtoull(argv[2], nullptr, 10);
-    if (!test_recycler() || !test_recycler_at_random()) return 1;
-    for (uint64_t i = 0; i < count; ++i) {
-        if (!test_batch(seed + i)) return 1;
-    }
-    std::printf("%" PRIu64 " batches\n", count);
-    return 0;
+    print_at_once();
+    return test_recycler() && test_recycler_at_random() && fuzz(argc, argv, test_batch) ? 0 : 1;
 }

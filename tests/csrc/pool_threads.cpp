@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -14,12 +13,10 @@
 #include <vector>
 
 #include "pool.h"
+#include "testing.h"
 
 namespace fastfeed {
 namespace {
-
-#define CHECK(condition) \
-    if (!(condition)) return std::printf("line %d: %s\n", __LINE__, #condition), false
 
 // Every piece counts in a place of its own that no lock guards: done twice, or not ordered before the end of `wait`,
 // it is an error or a race.
@@ -350,7 +347,7 @@ const struct {
 }  // namespace fastfeed
 
 int main(int argc, char** argv) {
-    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // or a child prints what its parent has printed, too
+    fastfeed::print_at_once();  // or a child prints what its parent has printed, too
     for (const auto& [name, test] : fastfeed::TESTS) {
         if (argc == 2 && std::strcmp(argv[1], name) == 0) return test() ? 0 : 1;
     }

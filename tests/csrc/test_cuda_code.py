@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 BYTES = {"Float32": 4, "Float16": 2, "BFloat16": 2}
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc: the extension here was built without CUDA")
@@ -57,9 +59,18 @@ def test_multiplications_and_additions_are_not_contracted(shipped_command):
     assert not any("fast" in argument or "ftz" in argument or "prec" in argument for argument in shipped_command)
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
-def test_kernels(architecture, shipped_command, tmp_path, capsys):
-    output = compile_kernels(shipped_command, architecture, tmp_path)
+@pytest.fixture(scope="module")
+def compiled(shipped_command, tmp_path_factory):
+    """Return, by architecture, a folder and a future of `compile_kernels`; two at a time are being compiled."""
+    with ThreadPoolExecutor(2) as pool:
+        folders = {architecture: tmp_path_factory.mktemp(architecture) for architecture in ARCHITECTURES}
+        yield {name: (to, pool.submit(compile_kernels, shipped_command, name, to)) for name, to in folders.items()}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels(architecture, compiled, capsys):
+    folder, output = compiled[architecture]
+    output = output.result()
     resources = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", output)
     registers = [int(r) for r in re.findall(r"Used (\d+) registers", output)]
     # three numbers of channels; for each, three output types in two memory formats, and pixel by pixel
@@ -69,7 +80,7 @@ def test_kernels(architecture, shipped_command, tmp_path, capsys):
     with capsys.disabled():
         print(f"\nfinish {architecture}: {min(registers)} to {max(registers)} registers, no spills")
 
-    entries = re.findall(r"\.entry (\w+)\((.*?)\n}", (tmp_path / "finish_cuda.ptx").read_text(), re.DOTALL)
+    entries = re.findall(r"\.entry (\w+)\((.*?)\n}", (folder / "finish_cuda.ptx").read_text(), re.DOTALL)
     tiles = 0
     for name, body in entries:
         if (kernel := re.search(r"tiles_kernelINS_\d+(\w+?)ELi(\d)ELb(\d)E", name)) is None:

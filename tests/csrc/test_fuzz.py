@@ -83,12 +83,16 @@ def sanitizer(tmp_path_factory):
     return need
 
 
+def fuzz(program, seed, count):
+    """Run `count` random cases; return how many there were of each kind."""
+    made = dict(line.split(": ") for line in run(program, seed, count).splitlines())
+    assert made.pop("cases") == str(count)
+    return {kind: int(times) for kind, times in made.items()}
+
+
 def test_every_way_of_the_last_pass_gives_the_same_bits(programs, sanitizer):
     sanitizer(MEMORY)
-    output = run(programs["finish"].result(), SEED, BATCHES)
-    made = {
-        name: int(count) for name, count in (line.split(": ") for line in output.replace(" batches", "").splitlines())
-    }
+    made = fuzz(programs["finish"].result(), SEED, BATCHES)
     assert made["pieces"] == made["GPU, pixel by pixel"] == made["baseline, dividing"] == BATCHES
     # Four fifths of the batches or so have a mean and std that need no divisions, and a third has whole groups too.
     assert made["baseline"] > BATCHES / 2
@@ -96,40 +100,25 @@ def test_every_way_of_the_last_pass_gives_the_same_bits(programs, sanitizer):
 
 
 def test_every_way_of_the_last_pass_gives_the_same_bits_as_it_ships(programs):
-    run(programs["finish_shipped"].result(), SEED + BATCHES, 3 * BATCHES)
+    fuzz(programs["finish_shipped"].result(), SEED + BATCHES, 3 * BATCHES)
 
 
 def test_every_way_of_resizing_gives_the_same_bytes(programs, sanitizer):
     sanitizer(MEMORY)
-    output = run(programs["resample"].result(), SEED, BATCHES)
-    made = {name: int(count) for name, count in (line.split(": ") for line in output.splitlines())}
+    made = fuzz(programs["resample"].result(), SEED, BATCHES)
     assert made["baseline"] == made["pieces"] == BATCHES
     # About a third of the images shrink so much more in height that the vertical pass comes first.
     assert min(made["vertical first"], made["horizontal first"]) > BATCHES / 5
 
 
 def test_every_way_of_resizing_gives_the_same_bytes_as_it_ships(programs):
-    run(programs["resample_shipped"].result(), SEED + BATCHES, 5 * BATCHES)
+    fuzz(programs["resample_shipped"].result(), SEED + BATCHES, 5 * BATCHES)
 
 
-def test_place(programs, sanitizer):
+@pytest.mark.parametrize(("name", "count"), [("place", 3000), ("stack", 3000), ("augment", 3000), ("header", 5000)])
+def test_random_cases(name, count, programs, sanitizer):
     sanitizer(MEMORY)
-    assert run(programs["place"].result(), SEED, 3000) == "3000 batches\n"
-
-
-def test_stack_and_recycler(programs, sanitizer):
-    sanitizer(MEMORY)
-    assert run(programs["stack"].result(), SEED, 3000) == "3000 batches\n"
-
-
-def test_augment(programs, sanitizer):
-    sanitizer(MEMORY)
-    assert run(programs["augment"].result(), SEED, 3000) == "3000 batches\n"
-
-
-def test_image_headers(programs, sanitizer):
-    sanitizer(MEMORY)
-    assert run(programs["header"].result(), SEED, 5000) == "5000 headers\n"
+    fuzz(programs[name].result(), SEED, count)
 
 
 @pytest.mark.parametrize("name", POOL_TESTS)

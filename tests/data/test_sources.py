@@ -15,11 +15,6 @@ from fastfeed.data.sources import EncodedBatch, FolderSource
 from tests.images import picture, write_folder
 
 
-@pytest.fixture(scope="module")
-def pool():
-    return extension().Pool(2)
-
-
 def test_classes_and_samples_in_sorted_order(tmp_path):
     write_folder(tmp_path, {"dog": 2, "cat": 1})
     (tmp_path / "dog" / "more").mkdir()

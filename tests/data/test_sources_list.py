@@ -9,16 +9,10 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from fastfeed._extension import extension
 from fastfeed.data.sources import ListSource
 from tests.images import write_folder
 
 Pair = namedtuple("Pair", "a b")
-
-
-@pytest.fixture(scope="module")
-def pool():
-    return extension().Pool(2)
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,10 @@ import pytest
 import torch
 
 from fastfeed import DataLoader, transforms
-from fastfeed._extension import extension
 from fastfeed.data.sources import TarSource
 from tests.images import picture
 
 MODES = ["replace", "drop"]
-
-
-@pytest.fixture(scope="module")
-def pool():
-    return extension().Pool(2)
 
 
 def make(folder, targets, **options):
