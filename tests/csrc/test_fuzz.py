@@ -28,6 +28,7 @@ PROGRAMS = {  # name: (sources, flags)
         ["fuzz_augment.cpp", CSRC / "augment.cpp", CSRC / "hue.cpp", CSRC / "pool.cpp"],
         (*MEMORY, "-fsanitize=float-cast-overflow"),
     ),
+    "hue": (["hue_colours.cpp"], ("-O3", "-fno-math-errno", "-fno-trapping-math")),  # vectors, as in setup.py
     "header": (["fuzz_header.cpp", CSRC / "image_header.cpp"], MEMORY),
     "pool": (["pool_threads.cpp", CSRC / "pool.cpp"], ("-O0", "-g")),
     "pool_sanitized": (["pool_threads.cpp", CSRC / "pool.cpp"], THREADS),
