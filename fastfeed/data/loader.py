@@ -236,7 +236,8 @@ class DataLoader:
         self._epoch, self._resume, self._progress, self._newest = epoch, None, None, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the iterator is that was begun last, after the batch that it gave last: a few integers.
+        """Return where the iterator is that was begun last, after the batch that it gave last: a few numbers, and a
+        text for the order that the samples come in.
 
         It may be loaded by a loader with another batch size or number of ranks: what is left of the epoch is cut anew.
         """
