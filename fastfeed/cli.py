@@ -79,7 +79,7 @@ def _reported(command: str, run: Callable[[], int], failure: int) -> int:
     """Return a command's exit status, and print what goes wrong in one line."""
     try:
         return run()
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
         # These name the thing and the way out; a traceback would bury it. Anything else is a bug and shows one.
         print(f"fastfeed {command}: {error}", file=sys.stderr)
         return failure

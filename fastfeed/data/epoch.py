@@ -1,10 +1,18 @@
-"""What an epoch gives, and where it begins."""
+"""Epochs: where they begin, what their steps take, and what iterating over one gives."""
 
+import operator
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+
+from fastfeed.data.order import Batches, BatchPicks, BatchSize, step_bounds
+from fastfeed.data.samplers import Sampler, TorchSampler
+from fastfeed.data.schedule import BatchSizeSchedule
+from fastfeed.data.sources import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,3 +56,100 @@ class EpochIterator(Iterator[Any]):
 def beginning(epoch: int) -> dict[str, Any]:
     """Return where an epoch begins: positions consumed, over all ranks, and those of this rank with bad samples."""
     return {"epoch": epoch, "consumed": 0, "step": 0, "sampler": None, "bad": 0}
+
+
+class Epochs:
+    """A loader's epochs, cut into the steps of one rank.
+
+    Places in an epoch are as `beginning` has them.
+
+    Args:
+        source: of the samples.
+        sampler: which of them come, and when.
+        batch_size: samples per rank and step, or a function of the epoch and the step.
+        seed: 64 bits.
+        rank: this rank.
+        world_size: number of ranks.
+        drop_last: leave out a last step that is not whole.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sampler: Sampler | TorchSampler,
+        batch_size: int | BatchSizeSchedule,
+        seed: int,
+        rank: int,
+        world_size: int,
+        *,
+        drop_last: bool,
+    ) -> None:
+        self._source = source
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._drop_last = drop_last
+
+    def size(self) -> int:
+        """Return how many samples this rank takes in an epoch, or has in all where a PyTorch sampler does not say."""
+        size = len(self._source)
+        if isinstance(self._sampler, TorchSampler):
+            return size if self._sampler.batched else operator.length_hint(self._sampler.sampler, size)
+        return -(-self._sampler.length(size) // self._world_size)
+
+    def batches_left(self, start: dict[str, Any]) -> int:
+        """Return how many batches an epoch gives from a place on, on every rank the same.
+
+        Raises:
+            TypeError: if a PyTorch sampler decides, and has no length.
+        """
+        done, step = start["consumed"], start["step"]
+        if isinstance(self._sampler, TorchSampler):
+            size, done = self._size_of_steps(start), done // self._world_size
+            return self._sampler.num_batches(size, drop_last=self._drop_last, start=done, step=step)
+        if callable(self._batch_size):
+            return len(self._positions_of_steps(self._sampler, start))
+        left = max(self._sampler.length(len(self._source)) - done, 0)
+        per_step = self._batch_size * self._world_size
+        return left // per_step if self._drop_last else -(-left // per_step)
+
+    def largest_batch(self, start: dict[str, Any]) -> int:
+        """Return the most samples that a batch has from a place on, at least 1; 1 where a PyTorch sampler decides."""
+        if not callable(self._batch_size):
+            return max(1, min(self._batch_size, len(self._source)))
+        if isinstance(self._sampler, TorchSampler):
+            return 1
+        return -(-int(self._positions_of_steps(self._sampler, start).max(initial=1)) // self._world_size)
+
+    def steps(self, start: dict[str, Any]) -> Iterator[BatchPicks]:
+        """Yield what this rank takes in each step from a place on."""
+        size, epoch, batch_size = len(self._source), start["epoch"], self._size_of_steps(start)
+        how: dict[str, Any] = {
+            "drop_last": self._drop_last,
+            "rank": self._rank,
+            "world_size": self._world_size,
+            "start": start["consumed"],
+            "step": start["step"],
+        }
+        if isinstance(self._sampler, TorchSampler):
+            yield from self._sampler.batches(size, batch_size, epoch=epoch, state=start["sampler"], **how)
+            return
+        picks = self._sampler.picks(size, self._source.labels, seed=self._seed, epoch=epoch)
+        yield from Batches(picks, batch_size, **how)
+
+    def _size_of_steps(self, start: dict[str, Any]) -> BatchSize:
+        return partial(self._batch_size, start["epoch"]) if callable(self._batch_size) else self._batch_size
+
+    def _positions_of_steps(self, sampler: Sampler, start: dict[str, Any]) -> Any:
+        length = sampler.length(len(self._source))
+        bounds = step_bounds(
+            length,
+            self._size_of_steps(start),
+            drop_last=self._drop_last,
+            world_size=self._world_size,
+            start=min(start["consumed"], length),
+            step=start["step"],
+        )
+        return np.diff(bounds)

@@ -88,10 +88,10 @@ class Graph:
         whole: bool | None = None,
     ) -> None:
         self._transform = transform
-        self._max_batch_size = max_batch_size
+        self.max_batch_size = max_batch_size
         self._device = device
         self._threads = threads
-        self._depth = depth
+        self.depth = depth
         self._exif = exif
         self._whole = device.type == "cuda" if whole is None else whole
         self._in_flight: deque[Entry | None] = deque()  # None: a filler, not wanted
@@ -103,14 +103,14 @@ class Graph:
 
     def submit(self, entry: Entry) -> None:
         """Start work on a batch; returns at once. At most `depth` batches may be in flight."""
-        if len(entry.data) > self._max_batch_size:  # of a batch sampler, whose sizes nobody knows before
-            self._max_batch_size = len(entry.data)
+        if len(entry.data) > self.max_batch_size:  # of a batch sampler, whose sizes nobody knows before
+            self.max_batch_size = len(entry.data)
             self._rebuild()
         self._in_flight.append(entry)
         self._feed(self.pipeline, entry)
         if self._started:
             self.pipeline.schedule_run()
-        elif len(self._in_flight) == self._depth:
+        elif len(self._in_flight) == self.depth:
             # DALI's first run takes as many batches as its queue is deep, so it waits for them, or for `result`.
             self._start()
 
@@ -123,7 +123,7 @@ class Graph:
         if not self._started:
             last = self._in_flight[-1]
             assert last is not None, "result() without submit()"
-            while len(self._in_flight) < self._depth:  # fewer batches than the queue is deep: repeat the last
+            while len(self._in_flight) < self.depth:  # fewer batches than the queue is deep: repeat the last
                 self._in_flight.append(None)
                 self._feed(self.pipeline, last)
             self._start()
@@ -184,7 +184,13 @@ class Graph:
             return Images(torch.utils.dlpack.from_dlpack(windows.as_tensor()))
         height, width = entry.size
         n = len(entry.data)
-        memory = torch.from_numpy(self._recycler.take(n * height * width * 3))
+        try:
+            memory = torch.from_numpy(self._recycler.take(n * height * width * 3))
+        except MemoryError as error:
+            size = n * height * width * 3 / 2**30
+            raise MemoryError(
+                f"there is no memory for {n} images of {height} x {width} pixels: {size:.1f} GiB"
+            ) from error
         images = memory[: n * height * width * 3].view(n, height, width, 3)
         then = None
         if (operations := entry.operations) is not None:
@@ -246,7 +252,7 @@ class Graph:
     def _rebuild(self) -> None:
         """Begin again with what is in flight in a new pipeline: DALI promises nothing of one that failed."""
         again = [entry for entry in self._in_flight if entry is not None]
-        self.pipeline = self._build(self._max_batch_size, self._threads, self._depth)
+        self.pipeline = self._build(self.max_batch_size, self._threads, self.depth)
         self._started = False
         self._in_flight.clear()
         for entry in again:

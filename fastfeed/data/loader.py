@@ -1,10 +1,9 @@
 """DataLoader: the rooms of the pipeline in a line."""
 
 import inspect
-import operator
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,16 +14,16 @@ import torch
 from fastfeed.data.arguments import check_whole, choose_device, choose_threads
 from fastfeed.data.background import ahead
 from fastfeed.data.declarations import flag
-from fastfeed.data.epoch import EpochIterator, SampleInfo, beginning
+from fastfeed.data.epoch import EpochIterator, Epochs, SampleInfo, beginning
 from fastfeed.data.errors import BadSample, Report, SampleError
 from fastfeed.data.finish import Finish, SampleParameters
 from fastfeed.data.graph import Graph, Images
 from fastfeed.data.mix import Mix, draw_mix, mix_target
-from fastfeed.data.order import Batches, BatchPicks, rank_and_world_size
+from fastfeed.data.order import rank_and_world_size
 from fastfeed.data.prepare import Prepared, Preparer
 from fastfeed.data.ring import Done, Rings, Work
 from fastfeed.data.samplers import Sampler, Sequential, Shuffled, TorchSampler
-from fastfeed.data.schedule import SizeSchedule
+from fastfeed.data.schedule import BatchSizeSchedule, SizeSchedule
 from fastfeed.data.sources import FolderSource, Source
 from fastfeed.data.sources.targets import select
 from fastfeed.data.transforms import RandomErasing, Transform, train
@@ -41,7 +40,8 @@ class DataLoader:
 
     Args:
         dataset: a folder of class folders (see `FolderSource`), or a source: `FolderSource`, `ListSource`, `TarSource`.
-        batch_size: samples per batch, of this rank.
+        batch_size: samples per batch, of this rank; or a function of the epoch and the step, the same on every rank, as
+            ``lambda epoch, step: 64 if epoch < 10 else 32``.
         shuffle: a new order in every epoch; False, or None, keeps the order of the source.
         sampler: which samples come, and when: one of `fastfeed.data.samplers` (weighted, class-balanced, repeated
             augmentation), which is dealt to the ranks, or any of PyTorch's, which is iterated over on each rank.
@@ -100,7 +100,7 @@ class DataLoader:
     def __init__(
         self,
         dataset: str | os.PathLike[str] | Source,
-        batch_size: int = 1,
+        batch_size: int | BatchSizeSchedule = 1,
         shuffle: bool | None = False,
         sampler: Any = None,
         batch_sampler: Iterable[Any] | None = None,
@@ -124,7 +124,7 @@ class DataLoader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self.batch_size = check_whole("batch_size", batch_size, 1)
+        self.batch_size = batch_size if callable(batch_size) else check_whole("batch_size", batch_size, 1)
         self.shuffle = False if shuffle is None else flag("shuffle", shuffle)
         self.drop_last = flag("drop_last", drop_last)
         self.num_workers = choose_threads("num_workers", num_workers)
@@ -164,6 +164,9 @@ class DataLoader:
                 "stable_addresses needs batches of one size: take on_error='replace' or 'raise', not 'drop'"
             )
         self.sampler = self._make_sampler(sampler, batch_sampler)
+        self._epochs = Epochs(
+            dataset, self.sampler, self.batch_size, self.seed, self.rank, self.world_size, drop_last=self.drop_last
+        )
         # What must be the same for a state to go on where it was.
         order = self.sampler.identity(len(dataset), dataset.labels)
         self._identity = {"seed": self.seed, "samples": len(dataset), "order": order}
@@ -192,7 +195,7 @@ class DataLoader:
         )
         self._noise = noise
         self._rings = Rings(self._finish, self.device, self._lag, stable_addresses)
-        self._idle_graph: Graph | None = self._new_graph()  # now, so that what is missing shows here
+        self._idle_graph: Graph | None = self._new_graph(beginning(0))  # now, so that what is missing shows here
         self._closed = False  # and not used since
         self._pid = os.getpid()
         # The last batch that was given; None between epochs, where `_resume` is where the next `iter()` begins.
@@ -218,8 +221,8 @@ class DataLoader:
         return list(self._report.samples)
 
     def __len__(self) -> int:
-        """Batches per epoch, on every rank the same."""
-        return self._batches_left({"consumed": 0, "step": 0})
+        """Batches of the epoch that the next `iter()` runs, on every rank the same."""
+        return self._epochs.batches_left(beginning(self._epoch))
 
     @property
     def epoch(self) -> int:
@@ -248,10 +251,12 @@ class DataLoader:
         """Continue, with the next `iter()`, from a state.
 
         Raises:
-            KeyError: for a state of something else.
+            KeyError, TypeError: for a state of something else.
             ValueError: for the state of a loader with another seed or order, or of a dataset of another size; for a
                 place that is no whole number.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"the state is {type(state).__name__}; expected what DataLoader.state_dict() returned")
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise KeyError(
@@ -274,7 +279,7 @@ class DataLoader:
         start = self._resume or beginning(self._epoch)
         self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
         self._newest, self._closed = object(), False
-        return EpochIterator(self._run(start, self._newest), partial(self._batches_left, start))
+        return EpochIterator(self._run(start, self._newest), partial(self._epochs.batches_left, start))
 
     def __enter__(self) -> "DataLoader":
         return self
@@ -305,35 +310,6 @@ class DataLoader:
             raise ValueError("sampler goes with shuffle=False: it decides the order")
         return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler)
 
-    def _batches_left(self, start: dict[str, Any]) -> int:
-        done, step = start["consumed"], start["step"]
-        if isinstance(self.sampler, TorchSampler):
-            return self.sampler.num_batches(
-                self.batch_size, drop_last=self.drop_last, start=done // self.world_size, step=step
-            )
-        left = max(self.sampler.length(len(self.source)) - done, 0)
-        per_step = self.batch_size * self.world_size
-        return left // per_step if self.drop_last else -(-left // per_step)
-
-    def _steps(self, start: dict[str, Any]) -> Iterator[BatchPicks]:
-        ranks = {"rank": self.rank, "world_size": self.world_size}
-        where = {"start": start["consumed"], "step": start["step"]}
-        epoch, size = start["epoch"], len(self.source)
-        if isinstance(self.sampler, TorchSampler):
-            yield from self.sampler.batches(
-                size, self.batch_size, epoch=epoch, drop_last=self.drop_last, state=start["sampler"], **ranks, **where
-            )
-            return
-        picks = self.sampler.picks(size, self.source.labels, seed=self.seed, epoch=epoch)
-        yield from Batches(picks, self.batch_size, drop_last=self.drop_last, **ranks, **where)
-
-    def _epoch_size(self) -> int:
-        """Return how many samples this rank takes in an epoch, or has in all where a PyTorch sampler does not say."""
-        size = len(self.source)
-        if isinstance(self.sampler, TorchSampler):
-            return size if self.sampler.batched else operator.length_hint(self.sampler.sampler, size)
-        return -(-self.sampler.length(size) // self.world_size)
-
     def _run(self, start: dict[str, Any], this: object) -> Generator[Any, None, None]:
         batches = self._rings.run(self._decoded(start))
         try:
@@ -358,8 +334,8 @@ class DataLoader:
 
     def _decoded(self, start: dict[str, Any]) -> Iterator[Work]:
         # An iterator owns a graph while it runs: two over one loader do not mix their batches.
-        graph, epoch, count = self._take_graph(), start["epoch"], start["bad"]
-        prepared = ahead((self._preparer.prepare(epoch, picks) for picks in self._steps(start)), depth=1)
+        graph, epoch, count = self._take_graph(start), start["epoch"], start["bad"]
+        prepared = ahead((self._preparer.prepare(epoch, picks) for picks in self._epochs.steps(start)), depth=1)
         pending: deque[Prepared] = deque()
         begun: deque[tuple[Prepared, Images]] = deque()
         lag = 0
@@ -377,7 +353,7 @@ class DataLoader:
                 graph.submit(batch.entry)
 
         try:
-            for _ in range(self.prefetch_factor):
+            for _ in range(graph.depth):
                 submit_next()
             while pending or begun:
                 if pending:
@@ -412,11 +388,11 @@ class DataLoader:
         bad = batch.all_bad
         if bad:
             reasons = {int(index[i]): (names[i], reason) for i, reason in bad.items()}
-            self._report.add(reasons, epoch, count, self._epoch_size())
+            self._report.add(reasons, epoch, count, self._epochs.size())
             taken = self._report.select(len(index), bad)
             if not taken:
                 return None
-            pixels, plan = pixels[torch.tensor(taken, device=pixels.device)], plan.at(np.array(taken))
+            pixels, plan = _rows(pixels, taken), plan.at(np.array(taken))
             targets = select(targets, taken)
             valid = valid.clone()
             valid[list(bad)] = False
@@ -450,22 +426,33 @@ class DataLoader:
         }
         return Work(pixels, parameters, rest, (targets, SampleInfo(index, valid, names), progress))
 
-    def _new_graph(self) -> Graph:
-        largest = max(1, min(self.batch_size, len(self.source)))
-        return Graph(self.transform, largest, self.device, self.num_workers, self.prefetch_factor, exif=self._exif)
+    def _new_graph(self, start: dict[str, Any]) -> Graph:
+        try:
+            depth = max(1, min(self.prefetch_factor, self._epochs.batches_left(start)))
+        except TypeError:  # of a sampler without a length
+            depth = self.prefetch_factor
+        largest = self._epochs.largest_batch(start)
+        return Graph(self.transform, largest, self.device, self.num_workers, depth, exif=self._exif)
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads and GPU memory, which no copy can share.
         return {**self.__dict__, "_idle_graph": None}
 
-    def _take_graph(self) -> Graph:
+    def _take_graph(self, start: dict[str, Any]) -> Graph:
         graph, self._idle_graph = self._idle_graph, None
         if graph is not None and self._pid != os.getpid():  # a fork copies DALI without its threads
             graph, self._pid = None, os.getpid()
-        if graph is None:
-            return self._new_graph()
+        if graph is None or graph.max_batch_size < self._epochs.largest_batch(start):
+            return self._new_graph(start)
         graph.drain()  # of what an epoch that was left early did not take
         return graph
+
+
+def _rows(pixels: torch.Tensor, taken: list[int]) -> torch.Tensor:
+    # NumPy on the CPU: PyTorch's threads do not outlive a fork, and a child would wait for them for ever.
+    return (
+        pixels[torch.tensor(taken, device=pixels.device)] if pixels.is_cuda else torch.from_numpy(pixels.numpy()[taken])
+    )
 
 
 _ARGUMENTS = frozenset(inspect.signature(DataLoader).parameters) | {"source"}

@@ -21,6 +21,8 @@ from fastfeed.data.philox import Float64, Uint32, philox, uniform
 _PURPOSES = range(0x100, 0x103)
 _CHOICE, _BETA, _PARTNER = range(len(_PURPOSES))
 
+_MIXED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of targets; not 8-bit ones
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -195,11 +197,14 @@ def mix_target(target: torch.Tensor, plan: MixPlan) -> "MixedTarget | torch.Tens
         ValueError: for a target of another kind, shape, dtype or device.
     """
     n = len(plan.partner)
-    expected = f"expected class indices, torch.int64 [{n}], or floating-point rows, [{n}, ...]"
+    expected = (
+        f"expected class indices, torch.int64 [{n}], or floating-point rows, [{n}, ...], to be mixed: several labels "
+        "at once as zeros and ones, by target.float()"
+    )
     if not isinstance(target, torch.Tensor):
         raise ValueError(f"target is {type(target).__name__}; {expected}")
     is_labels = target.dtype == torch.int64 and target.shape == (n,)
-    if not is_labels and not (target.is_floating_point() and target.shape[:1] == (n,)):
+    if not is_labels and not (target.dtype in _MIXED_DTYPES and target.shape[:1] == (n,)):
         raise ValueError(f"target is {target.dtype} {list(target.shape)}; {expected}")
     if target.device.type != "cpu":
         raise ValueError(f"target is on {target.device}; expected a CPU tensor: mix it before it is moved")

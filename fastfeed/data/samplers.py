@@ -276,7 +276,10 @@ class TorchSampler:
         Raises:
             TypeError: if the sampler has no length.
         """
-        length = len(self.sampler)  # type: ignore[arg-type]
+        try:
+            length = len(self.sampler)  # type: ignore[arg-type]
+        except NotImplementedError as error:  # `list` and others take a TypeError for "has none"
+            raise TypeError(f"{type(self.sampler).__name__} has no length") from error
         if self.batched:
             return max(length - step, 0)
         bounds = step_bounds(length, batch_size, drop_last=drop_last, start=min(start, length), step=step)

@@ -1,4 +1,4 @@
-"""Image sizes that change while training: functions of the epoch and the step, so that resuming finds the same ones."""
+"""Sizes that change while training: functions of the epoch and the step, so that resuming finds the same ones."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from fastfeed.data.philox import philox
 from fastfeed.data.transforms import Size, declared_size
 
 SizeSchedule = Callable[[int, int], Size]  # (epoch, step) -> pixels
+BatchSizeSchedule = Callable[[int, int], int]  # (epoch, step) -> samples per rank
 
 _DOMAIN = 0x73697A65  # keeps the counters apart from those of other draws with the same seed
 

@@ -200,7 +200,7 @@ def train_model(model: nn.Module, loader: DataLoader, steps: int) -> tuple[list[
     optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
     losses: list[Tensor] = []
-    waited = 0.0
+    waited, trained = 0.0, 0
     start = 0.0
     batches = _forever(loader)
     model.train()
@@ -220,11 +220,12 @@ def train_model(model: nn.Module, loader: DataLoader, steps: int) -> tuple[list[
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
+            trained += len(images)
             progress.update()
             if step % 10 == 0 or step == steps - 1:
                 progress.set_postfix({"loss": f"{float(losses[-1]):.3f}"}, refresh=False)
     total = time.perf_counter() - start
-    return torch.stack(losses).tolist(), steps * loader.batch_size / total, waited / total
+    return torch.stack(losses).tolist(), trained / total, waited / total
 
 
 def warmup_cosine(step: int, steps: int) -> float:

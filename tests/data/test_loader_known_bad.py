@@ -4,6 +4,8 @@ import copy
 import itertools
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import zlib
 
@@ -276,3 +278,30 @@ def test_a_new_epoch_begins_with_none(folder):
 def test_max_errors_is_for_those_that_go_on(folder):
     with pytest.raises(ValueError, match="max_errors is 3, and on_error='raise' allows no bad sample: take"):
         loader(folder, max_errors=3)
+
+
+def test_a_forked_child_meets_bad_files_after_its_parent_used_all_threads(folder):
+    """PyTorch's threads do not outlive a fork: a child that asked for them would wait for ever."""
+    script = f"""
+import os, torch, fastfeed
+from fastfeed.data.sources import ListSource
+torch.set_num_threads(2)
+torch.rand(1000, 1000).exp()
+paths = [{str(folder)!r} + f"/{{i}}.jpg" for i in range({COUNT})]
+child = os.fork()
+transform = fastfeed.transforms.train(224)
+data = fastfeed.DataLoader(ListSource(paths, range({COUNT})), 12, transform=transform, device="cpu", on_error="drop")
+count = sum(len(images) for images, _ in data)
+if child == 0:
+    os._exit(count)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), count)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    left = COUNT - len(UNREADABLE) - 1
+    assert (result.returncode, result.stdout.strip()) == (0, f"{left} {left}"), result.stderr
+
+
+def test_no_more_batches_are_in_flight_than_an_epoch_has(folder):
+    data = loader(folder, 6, prefetch_factor=500, on_error="replace")
+    assert data._idle_graph.depth == 2
+    assert sum(len(images) for images, *_ in data) == COUNT

@@ -113,3 +113,30 @@ fastfeed.DataLoader({str(folder)!r})
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 1
     assert 'pip install "nvidia-dali-cuda1' in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("state", [None, [1, 2], "state"])
+def test_a_state_that_is_none(folder, state):
+    with pytest.raises(TypeError, match=f"the state is {type(state).__name__}; expected what DataLoader.state_dict"):
+        loader(folder).load_state_dict(state)
+
+
+def test_images_for_which_there_is_no_memory(folder):
+    data = loader(folder, 2, transform=transforms.train(2**20))
+    with pytest.raises(MemoryError, match="no memory for 2 images of 1048576 x 1048576 pixels: 6144.0 GiB"):
+        next(iter(data))
+
+
+class Endless(torch.utils.data.Sampler):
+    def __iter__(self):
+        yield from range(5)
+
+    def __len__(self):
+        raise NotImplementedError
+
+
+def test_a_sampler_that_does_not_implement_its_length(folder):
+    data = loader(folder, 2, sampler=Endless())
+    assert [len(target) for _, target in data] == [2, 2, 1]
+    with pytest.raises(TypeError, match="Endless has no length"):
+        len(data)
