@@ -450,9 +450,9 @@ class DataLoader:
 
 def _rows(pixels: torch.Tensor, taken: list[int]) -> torch.Tensor:
     # NumPy on the CPU: PyTorch's threads do not outlive a fork, and a child would wait for them for ever.
-    return (
-        pixels[torch.tensor(taken, device=pixels.device)] if pixels.is_cuda else torch.from_numpy(pixels.numpy()[taken])
-    )
+    if pixels.is_cuda:
+        return pixels[torch.tensor(taken, device=pixels.device)]
+    return torch.from_numpy(pixels.numpy()[taken])
 
 
 _ARGUMENTS = frozenset(inspect.signature(DataLoader).parameters) | {"source"}
