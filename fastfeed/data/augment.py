@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 
 from fastfeed._extension import extension
-from fastfeed.data.declarations import is_number, number, numbers, probability, replace_values, whole
+from fastfeed.data.declarations import is_number, listed, probability, replace_values, rgb_fill, whole
 from fastfeed.data.finish import check_storage
 from fastfeed.data.philox import Float64, philox, uniform
 from fastfeed.data.policies import POLICIES, Kind, auto_augment_policy, rand_augment_space, trivial_augment_space
 
-Fill = float | Sequence[float] | None
+Fill = int | Sequence[int] | None
 
 _UINT16, _UINT32 = 0xFFFF, 0xFFFFFFFF
 
@@ -114,7 +114,7 @@ class TrivialAugmentWide:
 
     Args:
         num_magnitude_bins: how many strengths there are, at least 2.
-        fill: 0 to 255, a level for each channel or one for all, of pixels from outside of the image; None is 0.
+        fill: a level, 0 to 255, or one each for R, G and B, of pixels from outside of the image; None is 0.
 
     Raises:
         TypeError: for a number of bins that is no whole number, or a fill of another type.
@@ -416,9 +416,10 @@ def _jitter(name: str, value: Any) -> float | tuple[float, float]:
         if value < 0:
             raise ValueError(f"ColorJitter: {name} is {value!r}; expected 0 or more, or a pair (low, high)")
         return float(value)
-    if not isinstance(value, tuple | list) or len(value) != 2 or not all(map(is_number, value)):
+    pair = listed(value)
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(is_number, pair)):
         raise TypeError(f"ColorJitter: {name} is {value!r}; expected a number or a pair (low, high)")
-    return float(value[0]), float(value[1])
+    return float(pair[0]), float(pair[1])
 
 
 def _jitter_range(
@@ -437,18 +438,8 @@ def _jitter_range(
     return low, high
 
 
-def _fill_levels(name: str, fill: Fill) -> tuple[int, int, int]:
-    if fill is None:
-        return 0, 0, 0
-    expected = "a level, 0 to 255, or one for each of R, G and B"
-    levels: tuple[float, ...]
-    if is_number(fill):
-        levels = (number(f"{name}: fill", fill, 0, 255, expected),) * 3
-    else:
-        count = 1 if isinstance(fill, Sequence) and len(fill) == 1 else 3
-        levels = numbers(f"{name}: fill", fill, count, 0, 255, expected) * (3 // count)
-    red, green, blue = map(int, levels)
-    return red, green, blue
+def _fill_levels(owner: str, fill: Fill) -> tuple[int, int, int]:
+    return rgb_fill(owner, 0 if fill is None else fill)
 
 
 def _common_fill(steps: Sequence[Step]) -> tuple[int, int, int]:

@@ -49,12 +49,32 @@ def numbers(name: str, values: Any, count: int, low: float, high: float, expecte
         TypeError: for what is no sequence of numbers.
         ValueError: for another count, for nan, or a number out of range.
     """
-    items = values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else values
+    items = listed(values)
     if not isinstance(items, Sequence) or not all(is_number(item) for item in items):
         raise TypeError(f"{name} is {values!r}; expected {expected}")
     if len(items) != count or not all(low <= _python(item) <= high for item in items):
         raise ValueError(f"{name} is {values!r}; expected {expected}")
     return tuple(float(item) for item in items)
+
+
+def rgb_fill(owner: str, fill: Any) -> tuple[int, int, int]:
+    """Return three levels for one or three, in a sequence, an array or a tensor.
+
+    Raises:
+        TypeError: for what is neither a whole number nor a sequence of them.
+        ValueError: for levels outside 0 to 255, or another number of them.
+    """
+    items = listed(fill)
+    levels = tuple(items) if isinstance(items, Sequence) and not isinstance(items, str) else (fill,)
+    if len(levels) not in (1, 3):
+        raise ValueError(f"{owner}: fill is {fill!r}; expected one level, or one each for R, G and B")
+    red, green, blue = (whole(f"{owner}: fill", level, 0, 255) for level in levels * (3 // len(levels)))
+    return red, green, blue
+
+
+def listed(values: Any) -> Any:
+    """Return an array or a tensor as a list, and anything else as it is."""
+    return values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else values
 
 
 def flag(name: str, value: Any) -> bool:

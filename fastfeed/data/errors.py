@@ -19,7 +19,7 @@ class BadSample:
         index: in the dataset.
         path: of the file, or the shard and the member.
         reason: why.
-        epoch: in which it was met.
+        epoch: in which it was first met with this reason.
     """
 
     index: int
@@ -50,9 +50,6 @@ class Report:
         mode: "raise", "replace" or "drop".
         budget: how many bad samples an epoch may have, as a count (int) or a share of the epoch (float); None: any.
 
-    Attributes:
-        samples: all so far, each once.
-
     Raises:
         ValueError: for another mode, a budget out of range, or one for mode "raise", which allows none.
     """
@@ -73,11 +70,15 @@ class Report:
             )
         self.mode = mode
         self.budget = budget if budget is None else int(budget) if whole else float(budget)
-        self.samples: list[BadSample] = []
-        self._known: set[int] = set()
+        self._samples: dict[int, BadSample] = {}
+
+    @property
+    def samples(self) -> list[BadSample]:
+        """All bad samples so far, each once, with its newest reason."""
+        return list(self._samples.values())
 
     def add(self, reasons: Mapping[int, tuple[str, str]], epoch: int, count: int, epoch_size: int) -> None:
-        """Take up a batch's bad samples, and log those that are new.
+        """Take up a batch's bad samples, and log those that are new, or have a new reason.
 
         Args:
             reasons: index -> (path, reason).
@@ -92,9 +93,9 @@ class Report:
         if not bad:
             return
         for sample in bad:
-            if sample.index not in self._known:
-                self._known.add(sample.index)
-                self.samples.append(sample)
+            known = self._samples.get(sample.index)
+            if known is None or known.reason != sample.reason:
+                self._samples[sample.index] = sample
                 if self.mode != "raise":
                     _LOG.warning("%s sample %d, %s: %s", self._verb(), sample.index, sample.path, sample.reason)
         first, last = bad[0], bad[-1]

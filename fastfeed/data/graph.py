@@ -19,9 +19,10 @@ from PIL import Image
 
 from fastfeed._extension import extension
 from fastfeed.data.augment import augment_
+from fastfeed.data.declarations import rgb_fill
 from fastfeed.data.pipeline import BLANK, Entry, build_pipeline, feed
 from fastfeed.data.plan import blank
-from fastfeed.data.transforms import RandomCrop, Transform, rgb_fill
+from fastfeed.data.transforms import RandomCrop, Transform
 
 # A fork copies DALI without its threads: to shut a pipeline down in the child, as DALI does when the interpreter ends,
 # would wait for them for ever, or crash. So the child's copies are taken from DALI's hands and never destroyed.

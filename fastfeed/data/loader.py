@@ -217,8 +217,8 @@ class DataLoader:
 
     @property
     def errors(self) -> list[BadSample]:
-        """The bad samples that were met so far, each once."""
-        return list(self._report.samples)
+        """The bad samples that were met so far, each once, with its newest reason."""
+        return self._report.samples
 
     def __len__(self) -> int:
         """Batches of the epoch that the next `iter()` runs, on every rank the same."""
@@ -303,12 +303,12 @@ class DataLoader:
         if batch_sampler is not None:
             if self.batch_size != 1 or self.shuffle or sampler is not None or self.drop_last:
                 raise ValueError("batch_sampler goes with no batch_size, shuffle, sampler or drop_last: it decides all")
-            return TorchSampler(batch_sampler, batched=True)
+            return TorchSampler(batch_sampler, batched=True, world_size=self.world_size)
         if sampler is None:
             return Shuffled() if self.shuffle else Sequential()
         if self.shuffle:
             raise ValueError("sampler goes with shuffle=False: it decides the order")
-        return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler)
+        return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler, world_size=self.world_size)
 
     def _run(self, start: dict[str, Any], this: object) -> Generator[Any, None, None]:
         batches = self._rings.run(self._decoded(start))

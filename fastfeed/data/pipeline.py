@@ -8,9 +8,10 @@ import numpy.typing as npt
 from fastfeed.data.augment import Operations
 from fastfeed.data.augment_dali import apply_operations, pack, possible_kinds
 from fastfeed.data.dali import import_dali
+from fastfeed.data.declarations import rgb_fill
 from fastfeed.data.plan import Plan, augmentation_steps
 from fastfeed.data.policies import Kind
-from fastfeed.data.transforms import INTERPOLATIONS, RandomCrop, Transform, rgb_fill
+from fastfeed.data.transforms import INTERPOLATIONS, RandomCrop, Transform
 
 # One grey pixel, as a BMP file: it stands in for an image that cannot be read.
 BLANK = np.frombuffer(

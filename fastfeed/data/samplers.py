@@ -22,6 +22,7 @@ from fastfeed._extension import extension
 from fastfeed.data.arguments import check_whole
 from fastfeed.data.order import BatchPicks, BatchSize, Indices, Picks, permutation, step_bounds
 from fastfeed.data.philox import Float64
+from fastfeed.data.sources.targets import NO_LABEL
 
 Labels = npt.NDArray[np.int64]
 
@@ -101,25 +102,19 @@ class WeightedSampler(Sampler):
         num_samples: positions in an epoch, over all ranks; by default as many as there are weights.
 
     Raises:
-        TypeError: for weights that are no numbers.
-        ValueError: for weights that are not [N], not finite, negative, or all 0; for a num_samples below 1.
+        TypeError: for weights that are no real numbers.
+        ValueError: for weights that are not [N], not finite, negative, all 0, or none; for a num_samples below 1.
     """
 
     weights: Sequence[float] | npt.NDArray[Any] | torch.Tensor
     num_samples: int | None = None
 
     def __post_init__(self) -> None:
-        given = self.weights
-        if isinstance(given, torch.Tensor):
-            given = given.detach().to("cpu", torch.float64).numpy()
-        try:
-            weights = np.array(given, np.float64)
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"weights is {type(self.weights).__name__}, not all of it numbers; expected one number for each sample"
-            ) from None
+        weights = _as_weights(self.weights)
         if weights.ndim != 1:
             raise ValueError(f"weights have shape {list(weights.shape)}; expected one number for each sample")
+        if not len(weights):
+            raise ValueError("weights is empty; expected one number for each sample")
         bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
         if len(bad):
             raise ValueError(f"the weight of sample {bad[0]} is {weights[bad[0]]}; expected a finite number, 0 or more")
@@ -148,6 +143,8 @@ class WeightedSampler(Sampler):
 class ClassBalancedSampler(Sampler):
     """Samples drawn with replacement: every class that has samples equally likely, and so is every sample in a class.
 
+    A sample without a label, whose class index is -100, is never drawn.
+
     Args:
         num_samples: positions in an epoch, over all ranks; by default as many as the source has samples.
 
@@ -168,8 +165,10 @@ class ClassBalancedSampler(Sampler):
 
     def picks(self, size: int, labels: Labels | None, *, seed: int, epoch: int) -> Picks:
         """Return the order of an epoch; see `Sampler.picks`."""
-        _, class_of, counts = np.unique(self._checked(labels, size), return_inverse=True, return_counts=True)
-        return _weighted_picks(1.0 / counts[class_of], self.length(size), seed, epoch)
+        labels = self._checked(labels, size)
+        _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        weights = np.where(labels == NO_LABEL, 0.0, 1.0 / counts[class_of])
+        return _weighted_picks(weights, self.length(size), seed, epoch)
 
     def identity(self, size: int, labels: Labels | None) -> str:
         """Return what tells this sampler's orders from others'; see `Sampler.identity`."""
@@ -182,6 +181,11 @@ class ClassBalancedSampler(Sampler):
         if labels.shape != (size,):
             raise ValueError(
                 f"labels have shape {list(labels.shape)}; expected one class index for each of {size} samples"
+            )
+        if size and (labels == NO_LABEL).all():
+            raise ValueError(
+                f"all {size} labels are {NO_LABEL}, which is no label: there is no class to draw from. Give the source "
+                "class indices, or take shuffle=True instead of ClassBalancedSampler"
             )
         return labels
 
@@ -246,14 +250,16 @@ class TorchSampler:
     Args:
         sampler: what to iterate over, once in every epoch.
         batched: whether it is a batch sampler.
+        world_size: number of ranks, each with a sampler of its own.
 
     Raises:
         TypeError: for a sampler that cannot be iterated over.
     """
 
-    def __init__(self, sampler: Iterable[Any], *, batched: bool = False) -> None:
+    def __init__(self, sampler: Iterable[Any], *, batched: bool = False, world_size: int = 1) -> None:
         self.sampler = sampler
         self.batched = batched
+        self.world_size = world_size
         self._name = "batch_sampler" if batched else "sampler"
         iterable = hasattr(sampler, "__iter__") or hasattr(sampler, "__getitem__")
         if isinstance(sampler, type) or not iterable:
@@ -261,8 +267,12 @@ class TorchSampler:
         self._stateful = all(callable(getattr(sampler, name, None)) for name in ("state_dict", "load_state_dict"))
 
     def identity(self, size: int, labels: Labels | None) -> str:
-        """Return the class of the sampler, whose settings nobody knows."""
-        return f"{self._name} {type(self.sampler).__name__}"
+        """Return a digest of indices that are listed; else the class of the sampler, whose settings nobody knows.
+
+        With several ranks it is the class in any case: their lists differ, and any rank's state is for all of them.
+        """
+        digest = _digest_of_indices(self.sampler, self.batched) if self.world_size == 1 else None
+        return f"{self._name} {type(self.sampler).__name__}" if digest is None else f"{self._name} of indices {digest}"
 
     def num_batches(self, batch_size: BatchSize, *, drop_last: bool = False, start: int = 0, step: int = 0) -> int:
         """Return the number of steps to the end of an epoch on this rank.
@@ -402,6 +412,43 @@ class TorchSampler:
 
 def _digest(values: npt.NDArray[Any]) -> str:
     return f"{zlib.crc32(np.ascontiguousarray(values).data):08x}"
+
+
+def _digest_of_indices(sampler: Any, batched: bool) -> str | None:
+    """Return a digest of a list of indices, or of lists of them; None for what is something else."""
+    # A class derived from list may give anything.
+    if type(sampler) not in (list, tuple, range) and not isinstance(sampler, np.ndarray | torch.Tensor):
+        return None
+    try:
+        groups = [
+            np.asarray(group.cpu() if isinstance(group, torch.Tensor) else group, np.int64)
+            for group in (sampler if batched else [sampler])
+        ]
+        # With the lengths, or [[1, 2], [3]] would be [[1], [2, 3]].
+        return _digest(np.concatenate([part for group in groups for part in ([len(group)], group)], dtype=np.int64))
+    except (TypeError, ValueError, OverflowError):  # what is no index shows when its turn comes
+        return None
+
+
+def _as_weights(given: Any) -> Float64:
+    """Return a copy of weights, of any shape; NumPy alone would parse strings and drop imaginary parts."""
+    values = given
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.numpy() if values.is_complex() else values.double().numpy()
+    try:
+        weights = np.array(values)
+        if weights.dtype.kind == "O":
+            is_real = not any(isinstance(value, str | bytes | complex) for value in weights.flat)
+        else:
+            is_real = weights.dtype.kind in "biuf"
+        if is_real:
+            return weights.astype(np.float64)
+    except (TypeError, ValueError):  # lists of different lengths, or of objects that are no numbers
+        pass
+    raise TypeError(
+        f"weights is {type(given).__name__}, not all of it real numbers; expected one number for each sample"
+    )
 
 
 def _check_num_samples(num_samples: int | None) -> None:

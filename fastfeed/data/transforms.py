@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastfeed.data.augment import AutoAugment, ColorJitter, RandAugment, TrivialAugmentWide
-from fastfeed.data.declarations import flag, is_number, number, numbers, probability, replace_values, whole
+from fastfeed.data.declarations import flag, is_number, number, numbers, probability, replace_values, rgb_fill, whole
 from fastfeed.data.finish import check_mean_std
 
 # By the names that people know them by.
@@ -316,20 +316,6 @@ def declared_size(size: Any) -> Size:
     """
     height, width = output_size(size)
     return height if isinstance(size, int | np.integer) else (height, width)
-
-
-def rgb_fill(owner: str, fill: int | tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return three levels for one or three.
-
-    Raises:
-        TypeError: for what is neither a whole number nor a sequence of them.
-        ValueError: for levels outside 0 to 255, or another number of them.
-    """
-    levels = tuple(fill) if isinstance(fill, tuple | list) else (fill,) * 3
-    if len(levels) != 3:
-        raise ValueError(f"{owner}: fill is {fill!r}; expected one level, or one each for R, G and B")
-    red, green, blue = (whole(f"{owner}: fill", level, 0, 255) for level in levels)
-    return red, green, blue
 
 
 def _erased_value(value: Any) -> float | tuple[float, ...] | str:

@@ -35,6 +35,21 @@ def test_report_and_log_each_sample_once(caplog, mode, verb):
     ]
 
 
+def test_the_newest_reason_of_a_sample(caplog):
+    report = Report("drop", None)
+    with caplog.at_level(logging.WARNING, "fastfeed"):
+        for epoch, reason in enumerate(["corrupt", "corrupt", "empty", "empty", "no such file"]):
+            report.add({3: ("3.jpg", reason)}, epoch, 1, 10)
+            report.add({4: ("4.jpg", "empty")}, epoch, 2, 10)
+    assert report.samples == [BadSample(3, "3.jpg", "no such file", 4), BadSample(4, "4.jpg", "empty", 0)]
+    assert [record.message for record in caplog.records] == [
+        "dropping sample 3, 3.jpg: corrupt",
+        "dropping sample 4, 4.jpg: empty",
+        "dropping sample 3, 3.jpg: empty",
+        "dropping sample 3, 3.jpg: no such file",
+    ]
+
+
 @pytest.mark.parametrize(("budget", "allowed"), [(0, 0), (2, 2), (0.0, 0), (0.25, 2), (1.0, 10)])
 def test_budget_of_an_epoch(budget, allowed):
     report = Report("drop", budget)

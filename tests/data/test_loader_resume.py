@@ -295,6 +295,13 @@ def test_steps_go_on_counting_at_another_batch_size(folder):
     assert [images.shape[2] for images, _, _ in resumed] == [8, 9, 10, 11, 12]
 
 
+def test_the_state_of_other_listed_indices(folder):
+    state = make_loader(folder, 4, sampler=[0, 1, 2]).state_dict()
+    make_loader(folder, 4, sampler=range(3)).load_state_dict(state)
+    with pytest.raises(ValueError, match="the state is of a loader with order = sampler of indices"):
+        make_loader(folder, 4, sampler=[9, 8, 7]).load_state_dict(state)
+
+
 def test_ranks_with_samplers_of_their_own_need_as_many_ranks(folder):
     def make(rank, world_size):
         sampler = DistributedSampler(range(SIZE), num_replicas=world_size, rank=rank)

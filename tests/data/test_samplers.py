@@ -208,12 +208,18 @@ def test_weights_are_copied():
     (([1, float("nan")],), ValueError, "weight of sample 1 is nan"),
     (([float("inf"), 1],), ValueError, "weight of sample 0 is inf"),
     (([0, 0],), ValueError, "all 2 weights are 0"),
-    (([],), ValueError, "all 0 weights are 0"),
+    (([],), ValueError, "weights is empty; expected one number for each sample"),
     (([[1, 2]],), ValueError, r"shape \[1, 2\]"),
     ((3.0,), ValueError, r"shape \[\]"),
     ((["a"],), TypeError, "weights is list"),
     ((None,), ValueError, r"shape \[\]"),
     (([[1], [1, 2]],), TypeError, "weights is list"),
+    ((["1", "2"],), TypeError, "weights is list, not all of it real numbers; expected one number for each sample"),
+    (([1, b"2"],), TypeError, "weights is list"),
+    ((np.array(["1", 2], object),), TypeError, "weights is ndarray"),
+    (([1 + 2j, 2],), TypeError, "weights is list"),
+    ((np.array([1 + 2j, 2]),), TypeError, "weights is ndarray, not all of it real numbers"),
+    ((torch.tensor([1 + 2j, 2]),), TypeError, "weights is Tensor, not all of it real numbers"),
     (([1, None],), ValueError, "weight of sample 1 is nan"),
     (([1, 2], 0), ValueError, "num_samples is 0"),
     (([1, 2], 2.0), ValueError, "num_samples is 2.0"),
@@ -265,6 +271,21 @@ def test_classes_that_cannot_be_balanced():
         ClassBalancedSampler(0)
     with pytest.raises(ValueError, match="num_samples is 4, but there are no samples"):
         ClassBalancedSampler(4).picks(0, np.zeros(0, np.int64), seed=0, epoch=0)
+
+
+def test_a_sample_without_a_label_is_in_no_class():
+    labels = np.array([3, -100, 3, 5, -100, 3])
+    index = ClassBalancedSampler(num_samples=20_000).picks(6, labels, seed=0, epoch=0).index
+    counts = np.bincount(index, minlength=6)
+    assert counts[1] == counts[4] == 0
+    assert abs(counts[3] / 20_000 - 0.5) < 5 * 0.5 / 20_000**0.5
+    sampler = ClassBalancedSampler()
+    for call in (
+        lambda: sampler.identity(6, labels * 0 - 100),
+        lambda: sampler.picks(2, labels[[1, 4]], seed=0, epoch=0),
+    ):
+        with pytest.raises(ValueError, match="labels are -100, which is no label: .* take shuffle=True instead"):
+            call()
 
 
 def test_an_empty_source_has_an_empty_epoch():

@@ -118,6 +118,15 @@ def test_what_is_collated(paths, pool, targets):
         equal(source.read(indices, pool).targets, default_collate([targets[i] for i in indices]))
 
 
+@pytest.mark.parametrize("one", [1, np.int8(1), np.float32(1), 1.0])
+def test_the_dtype_does_not_depend_on_who_shares_a_batch(paths, pool, one):
+    source = ListSource(paths, [{"s": np.float32(0.5)}, {"s": one}, {"s": 2, "more": 1}, {"s": 2.5}])
+    values = torch.tensor([0.5, 1, 2, 2.5], dtype=torch.float64)
+    for indices in ([1, 2], [0, 3], [2]):
+        equal(source.read(indices, pool).targets, {"s": values[indices]})
+    equal(ListSource(paths, [np.float32(0.5), one, 2, 2.5]).read([1, 2], pool).targets, values[1:3])
+
+
 def test_targets_are_copies(paths, pool):
     for targets in (np.arange(4), torch.arange(4)):
         source = ListSource(paths, targets)
@@ -151,6 +160,15 @@ P = ["a.jpg", "b.jpg"]
     (P, "01", {}, TypeError, "targets is of type str"),
     (P, [0, "1"], {}, TypeError, r"targets\[1\] is of type str, but targets\[0\] of type int"),
     (P, [0, True], {}, TypeError, r"targets\[1\] is of type bool, but targets\[0\] of type int"),
+    (P, [0, 1.5], {}, TypeError, r"targets\[1\] is of type float, but targets\[0\] of type int; expected one type"),
+    (P, [{"s": 1}, {"s": 2.5}], {}, TypeError,
+     r"targets\[1\]\['s'\] is of type float, but targets\[0\]\['s'\] of type int; expected one type"),
+    (P, [{"s": 1}, {"s": True}], {}, TypeError, r"targets\[1\]\['s'\] is of type bool, but .* of type int"),
+    (P, [{"s": True}, {"s": 0}], {}, TypeError, r"targets\[1\]\['s'\] is of type int, but .* of type bool"),
+    (P, [{"s": 1}, {"t": 1}], {}, TypeError, r"targets\[1\] is of type dict without 's', but .* dict with 's'"),
+    (P, [[1, 2], [1]], {}, TypeError, r"targets\[1\] is of type list of length 1, but .* of length 2"),
+    (P, [np.zeros(2), np.zeros(2, np.float32)], {}, TypeError, r"\[1\] is of type float32 array, but .* float64 array"),
+    (P, [torch.ones(2), torch.ones(2).half()], {}, TypeError, r"is of type float16 tensor, but .* float32 tensor"),
     (P, [0, 2**63], {}, ValueError, "integers that do not fit 63 bits"),
     (P, np.array([0, 2**63], np.uint64), {}, ValueError, "integers that do not fit 63 bits"),
     (P, [object(), object()], {}, ValueError, "targets cannot be made into a batch: .*object"),

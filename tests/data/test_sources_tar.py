@@ -217,7 +217,7 @@ def test_a_function_of_the_members(tmp_path, pool):
     ("cls", None, "no .cls member beside it"),
     ("json", b'{"a"', "its .json member cannot be read: "),
     ("json", b"[" * 100_000, "its .json member cannot be read: "),
-    ("json", b"null", "targets cannot be made into a batch: .*NoneType"),
+    ("json", b"null", "its target is not like that of .*: it is a NoneType, and there an int"),
     ("json", None, "no .json member beside it"),
     ("txt", b"\xff", "its .txt member cannot be read: 'utf-8'"),
     ("number", b"1.5", "its .number member is '1.5'; expected a class index"),

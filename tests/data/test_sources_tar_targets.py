@@ -32,14 +32,20 @@ def make(folder, targets, **options):
 
 
 @pytest.mark.parametrize(("first", "other", "problem"), [
-    ([1, 2], [1], "equal size"),
-    ([1, 2], [1, 2, 3], "equal size"),
-    ([[1, 2], [3, 4]], [[1, 2], [3]], "equal size"),
-    ({"a": 1, "b": 2}, {"a": 1}, "'b'"),
-    ({"a": [1]}, {"a": 1}, "int"),
-    (1, "x", "str"),
-    ("x", 1, "some are strings, and others are not"),
-    ({"a": "x"}, {"a": 1.5}, "some are strings, and others are not"),
+    ([1, 2], [1], "it is a list of length 1, and there a list of length 2"),
+    ([1, 2], [1, 2, 3], "it is a list of length 3, and there a list of length 2"),
+    ([[1, 2], [3, 4]], [[1, 2], [3]], "[1] is a list of length 1, and there a list of length 2"),
+    ({"a": []}, {"a": [1]}, "['a'] is a list of length 1, and there a list of length 0"),
+    ({"a": 1, "b": 2}, {"a": 1}, "it is a dict without 'b', and there a dict with 'b'"),
+    ({"a": [1]}, {"a": 1}, "['a'] is an int, and there a list"),
+    (1, "x", "it is a str, and there an int"),
+    ("x", 1, "it is an int, and there a str"),
+    ({"a": "x"}, {"a": 1.5}, "['a'] is a float, and there a str"),
+    ({"score": 1}, {"score": 1.5}, "['score'] is a float, and there an int: write 1.0 for 1 there, or"),
+    ({"a": 1}, {"a": True}, "['a'] is a bool, and there an int"),
+    ({"a": True}, {"a": 1}, "['a'] is an int, and there a bool"),
+    ({"a": 1.5}, {"a": True}, "['a'] is a bool, and there a float"),
+    (1.5, 10**400, "it is an int too large for a float, and there a float"),
 ], ids=str)  # fmt: skip
 def test_a_target_that_is_not_like_the_first(tmp_path, pool, first, other, problem):
     source = make(tmp_path, [first, other, first, other])
@@ -48,8 +54,8 @@ def test_a_target_that_is_not_like_the_first(tmp_path, pool, first, other, probl
         batch = source.read(indices, pool)
         assert [i for i, error in enumerate(batch.errors) if error is not None] == bad
         for i in bad:
-            assert batch.errors[i].startswith(f"its target is not like that of {source.name(0)}: targets cannot be")
-            assert problem in batch.errors[i]
+            assert batch.errors[i].startswith(f"its target is not like that of {source.name(0)}: {problem}")
+            assert batch.errors[i].endswith("give `target` a function")
         assert equal(batch.targets, expected)
 
 
@@ -71,6 +77,26 @@ def test_keys_are_those_of_the_first(tmp_path, pool):
         assert batch.errors == [None] * len(indices)
         assert list(batch.targets) == ["a"]
         assert batch.targets["a"].tolist() == [i + 1 for i in indices]
+
+
+def test_an_int_where_the_first_has_a_float_becomes_one(tmp_path, pool):
+    source = make(tmp_path, [{"a": 0.5}, {"a": 1}, {"a": 2}])
+    for indices in ([1, 2], [2], [0, 1]):
+        batch = source.read(indices, pool)
+        assert batch.errors == [None] * len(indices)
+        assert equal(batch.targets, {"a": torch.tensor([[0.5, 1, 2][i] for i in indices], dtype=torch.float64)})
+
+
+def test_what_a_function_returns_has_one_type(tmp_path, pool):
+    types = {"0": int, "1": np.float32, "2": np.int16, "3": float}
+    for first, bad in (("0", [False, True, False, True]), ("1", [False] * 4)):
+        source = make(
+            tmp_path, [{"n": n} for n in (first, "1", "2", "3")], target=lambda m: types[json.loads(m["json"])["n"]](7)
+        )
+        batch = source.read([0, 1, 2, 3], pool)
+        assert [error is not None for error in batch.errors] == bad
+        assert equal(batch.targets, torch.tensor([7] * 4, dtype=torch.int64 if first == "0" else torch.float64))
+        assert all(error is None or error.endswith("it is a float, and there an int") for error in batch.errors)
 
 
 def test_the_first_is_the_first_that_can_be_read(tmp_path, pool):

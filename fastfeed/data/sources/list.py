@@ -22,8 +22,9 @@ class ListSource(Source):
             - An array or tensor with leading dimension len(paths): [len(paths), classes] for several labels at once,
               or real numbers for regression. A batch has N of its rows, in its own dtype.
             - A dict or tuple of such arrays and tensors, nested as you like. A batch has N rows of each.
-            - A list of anything else, with a number, a string, an array, or a dict or tuple of such for each path. A
-              batch's are collated by ``torch.utils.data.default_collate``.
+            - A list of anything else, with a number, a string, an array, or a dict or tuple of such for each path, of
+              the same types for all; an int where the first has a float becomes a float. A batch's are collated by
+              ``torch.utils.data.default_collate``: numbers become int64 and float64.
         root: the folder that paths are relative to.
         classes: class names, where targets are class indices.
 

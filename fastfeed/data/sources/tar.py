@@ -17,7 +17,7 @@ from fastfeed.data.sources.base import EncodedBatch, Source
 from fastfeed.data.sources.list import checked_classes
 from fastfeed.data.sources.shards import expand_shards, fetch, is_url
 from fastfeed.data.sources.tar_index import Member, ShardIndex, concatenate, shard_index
-from fastfeed.data.sources.targets import NO_LABEL, collate, select
+from fastfeed.data.sources.targets import NO_LABEL, UnlikeError, collate, conform, select
 
 _LARGEST = 2**31  # bytes of an image, as in csrc/reader.cpp
 _AT_ONCE = 8  # shards whose indices are read at the same time
@@ -52,8 +52,9 @@ class TarSource(Source):
             - ``None``: nothing. A batch's are -100, which PyTorch's losses ignore.
 
             Targets that are collated have one structure: that of the first sample in the shards (the first of a hundred
-            whose target can be read). Its keys are taken, and a sample that lacks one, or has a list of another length,
-            is bad. In place of a bad sample's target stands the first one's.
+            whose target can be read). Its keys are taken, and a sample that lacks one, has a list of another length, or
+            a value of another type, is bad; but an int where the first has a float becomes a float. In place of a bad
+            sample's target stands the first one's.
         classes: class names, where targets are class indices.
         cache_dir: the folder to keep indices in; by default beside the shards, or, where that cannot be written or they
             are URLs, in ``$XDG_CACHE_HOME/fastfeed``.
@@ -289,10 +290,16 @@ class TarSource(Source):
                 errors[i] = errors[i] or _problem([value])
             return torch.full((len(rows),), NO_LABEL)
         row, first = example
+        for i, value in enumerate(values):
+            if errors[i] is None:
+                try:
+                    values[i] = conform(value, first)
+                except UnlikeError as error:
+                    errors[i] = f"its target is not like that of {self._name(row)}: {error}{self._way_out(error)}"
 
         def collated() -> Any:
             filled = [first if error else value for value, error in zip(values, errors, strict=True)]
-            # Behind the example, whose structure default_collate takes for that of all.
+            # Behind the example, whose shapes are those of all.
             return select(collate([first, *filled]), slice(1, None))
 
         try:
@@ -303,6 +310,12 @@ class TarSource(Source):
                 if errors[i] is None and (problem := _problem([first, value])) is not None:
                     errors[i] = f"its target is not like that of {self._name(row)}: {problem}"
             return collated()
+
+    def _way_out(self, error: UnlikeError) -> str:
+        if self._target != "json":
+            return ""
+        write = "write 1.0 for 1 there, or " if (error.found, error.expected) == ("float", "int") else ""
+        return f": {write}give `target` a function"
 
     def _find_example(self, pool: Any) -> tuple[int, Any] | None:
         for row in range(min(len(self._names), _LOOKED_AT)):
@@ -317,7 +330,7 @@ def _first_good(rows: npt.NDArray[np.int64], values: list[Any], errors: list[str
     """Return the first sample whose target can be made into a batch: its row and target."""
     for row, value, error in zip(rows.tolist(), values, errors, strict=True):
         if error is None and _problem([value]) is None:
-            return row, value
+            return row, conform(value, value)
     return None
 
 

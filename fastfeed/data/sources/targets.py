@@ -1,6 +1,6 @@
 """Targets: what samples are labelled with, and how those of a batch become tensors."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,18 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import default_collate
 
-from fastfeed.data.tree import leaves, path_name, replace_leaves
+from fastfeed.data.tree import Path, leaves, path_name, replace_leaves
 
 NO_LABEL = -100
 """The class index of a sample that has none: what PyTorch's losses ignore by default."""
+
+# A bool is an int in Python: it comes first.
+_SCALARS: dict[str, tuple[type, ...]] = {
+    "bool": (bool, np.bool_),
+    "int": (int, np.integer),
+    "float": (float, np.floating),
+    "str": (str,),
+}
 
 
 class Columns:
@@ -68,19 +76,57 @@ def as_targets(targets: Any, n: int) -> Columns | Rows:
     samples = list(targets)
     if len(samples) != n:
         raise ValueError(f"targets has {len(samples)} entries, but there are {n} paths")
+    first = samples[0]
+    is_labels = _kind(first) == "int"
+    if not is_labels:
+        collate([first])  # so that what can be no tensor shows here
     for i, sample in enumerate(samples):
-        if isinstance(sample, bool) != isinstance(samples[0], bool) or not _same_kind(sample, samples[0]):
-            raise TypeError(
-                f"targets[{i}] is of type {type(sample).__name__}, but targets[0] of type {type(samples[0]).__name__}; "
-                "expected one type"
-            )
-    if isinstance(samples[0], int | np.integer) and not isinstance(samples[0], bool):
         try:
-            return Columns(torch.from_numpy(np.array(samples, np.int64)))
-        except OverflowError:
-            raise ValueError("targets has integers that do not fit 63 bits") from None
-    collate(samples[:1])  # so that what can be no tensor shows here
-    return Rows(samples)
+            samples[i] = conform(sample, first)
+        except UnlikeError as error:
+            raise TypeError(
+                f"{path_name(error.path, f'targets[{i}]')} is of type {error.found}, but "
+                f"{path_name(error.path, 'targets[0]')} of type {error.expected}; expected one type"
+            ) from None
+    if not is_labels:
+        return Rows(samples)
+    try:
+        return Columns(torch.from_numpy(np.array(samples, np.int64)))
+    except OverflowError:
+        raise ValueError("targets has integers that do not fit 63 bits") from None
+
+
+class UnlikeError(ValueError):
+    """A part of a target that is of another type than in the example.
+
+    Attributes:
+        path: where it lies in the target, of keys and indices.
+        found: its type, in words.
+        expected: the type in the example, likewise.
+    """
+
+    def __init__(self, path: Path, found: str, expected: str) -> None:
+        super().__init__(path, found, expected)
+        self.path, self.found, self.expected = path, found, expected
+
+    def __str__(self) -> str:
+        where = path_name(self.path, "") or "it"
+        return f"{where} is {_with_article(self.found)}, and there {_with_article(self.expected)}"
+
+
+def conform(target: Any, example: Any) -> Any:
+    """Return a target in the structure of an example, with leaves of the same types.
+
+    So a batch's dtypes do not depend on which samples are in it: numbers are Python's own, of which collated floats are
+    float64, and an int becomes a float where the example has one. Keys that the example has not are left out.
+
+    Raises:
+        UnlikeError: for a leaf of another type, a key that is not there, or a sequence of another length.
+    """
+    if not isinstance(example, Mapping | list | tuple):
+        return _conform_leaf(target, example, ())
+    found = dict(_conformed(target, example, ()))
+    return replace_leaves(example, lambda path, _: found[path])
 
 
 def collate(samples: Sequence[Any]) -> Any:
@@ -90,10 +136,7 @@ def collate(samples: Sequence[Any]) -> Any:
         ValueError: where it cannot be done.
     """
     try:
-        collated = default_collate(list(samples))
-        if _mixes_strings(collated):  # which default_collate does not look at
-            raise TypeError("some are strings, and others are not")
-        return collated
+        return default_collate(list(samples))
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"targets cannot be made into a batch: {error}. Give each sample tensors, arrays, numbers or strings, of "
@@ -114,13 +157,47 @@ def select(targets: Any, samples: slice | list[int]) -> Any:
     return replace_leaves(targets, lambda _, column: column[samples])
 
 
-def _mixes_strings(collated: Any) -> bool:
-    if isinstance(collated, Mapping):
-        return any(map(_mixes_strings, collated.values()))
-    if not isinstance(collated, list | tuple):
-        return False
-    strings = [isinstance(value, str | bytes) for value in collated]
-    return not all(strings) if any(strings) else any(map(_mixes_strings, collated))
+def _conformed(target: Any, example: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    """Yield a target's leaves, of the types that they have in the example, with their paths there."""
+    if isinstance(example, Mapping) and isinstance(target, Mapping):
+        for key, value in example.items():
+            if key not in target:
+                raise UnlikeError(path, f"dict without {key!r}", f"dict with {key!r}")
+            yield from _conformed(target[key], value, (*path, key))
+    elif isinstance(example, list | tuple) and isinstance(target, list | tuple):
+        if len(target) != len(example):
+            raise UnlikeError(path, f"list of length {len(target)}", f"list of length {len(example)}")
+        for i, value in enumerate(example):
+            yield from _conformed(target[i], value, (*path, i))
+    else:
+        yield path, _conform_leaf(target, example, path)
+
+
+def _conform_leaf(leaf: Any, example: Any, path: Path) -> Any:
+    found, expected = _kind(leaf), _kind(example)
+    if expected == "float" and found in ("float", "int"):
+        try:
+            return float(leaf)
+        except OverflowError:
+            raise UnlikeError(path, "int too large for a float", expected) from None
+    if found != expected:
+        raise UnlikeError(path, found, expected)
+    return bool(leaf) if found == "bool" else int(leaf) if found == "int" else leaf
+
+
+def _kind(leaf: Any) -> str:
+    for name, types in _SCALARS.items():
+        if isinstance(leaf, types):
+            return name
+    if isinstance(leaf, np.ndarray):
+        return f"{leaf.dtype.name} array"
+    if isinstance(leaf, torch.Tensor):
+        return f"{str(leaf.dtype).removeprefix('torch.')} tensor"
+    return type(leaf).__name__
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
 
 
 def _holds_columns(targets: Any) -> bool:
@@ -128,10 +205,6 @@ def _holds_columns(targets: Any) -> bool:
         return True
     found = list(leaves(targets)) if isinstance(targets, tuple) else []
     return bool(found) and all(isinstance(leaf, np.ndarray | torch.Tensor) for _, leaf in found)
-
-
-def _same_kind(a: Any, b: Any) -> bool:
-    return isinstance(a, type(b)) or isinstance(b, type(a)) or all(isinstance(x, int | np.integer) for x in (a, b))
 
 
 def _column(values: Any, name: str, n: int) -> torch.Tensor:
