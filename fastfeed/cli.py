@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", help="cpu or cuda; by default the GPU if there is one")
     scan = commands.add_parser(
         "scan",
-        help="find the files that cannot be used: missing, cut short, damaged, of another format, too large",
+        help="find the files that cannot be used: missing, cut short, undecodable, of another format, too large",
         description="Decodes every image and prints those that cannot be used, with the reason. Exit status: 0 if "
         "there are none, 1 if there are some, 2 if the scan itself fails.",
     )
