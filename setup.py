@@ -4,7 +4,7 @@ FASTFEED_CUDA=auto  (default) CUDA code if nvcc is found, else C++ alone
 FASTFEED_CUDA=1     CUDA code, or fail
 FASTFEED_CUDA=0     C++ alone
 FASTFEED_CUDA_ARCH  nvcc's -arch, default all-major: machine code for every generation the compiler knows
-MAX_JOBS            files to compile at a time, one per core by default
+MAX_JOBS            C++ files to compile at a time, by default one per core
 FASTFEED_LOCAL_VERSION=1  name the version after the build, 0.1.0+cu130 or 0.1.0+cpu, to tell published wheels apart
 """
 

@@ -122,6 +122,10 @@ def test_random_cases(name, count, programs, sanitizer):
     fuzz(programs[name].result(), SEED, count)
 
 
+def test_hue_of_every_colour(programs):
+    assert run(programs["hue"].result()) == "every colour\n"
+
+
 @pytest.mark.parametrize("name", POOL_TESTS)
 def test_pool_has_no_races(name, programs, sanitizer):
     sanitizer(THREADS)

@@ -336,9 +336,11 @@ def test_workers_that_are_spawned_can_be_sent_it():
 
 
 def test_errors_come_out_of_worker_processes():
-    loader = DataLoader(Broken(), batch_size=4, num_workers=1, collate_fn=collate_uint8)
+    batches = iter(DataLoader(Broken(), batch_size=10, num_workers=1, collate_fn=collate_uint8))
     with pytest.raises(ValueError, match=r"batch\[1\]\[0\] is an image of shape \[5, 6, 3\]"):
-        next(iter(loader))
+        next(batches)
+    # To the end: PyTorch waits five seconds for a worker that is dropped with batches on their way.
+    assert list(batches) == []
 
 
 def test_pil_is_not_imported_without_pil_images():
