@@ -138,7 +138,7 @@ def _preview(options: argparse.Namespace) -> int:
             raise ValueError("--eval goes with no --auto-augment, --erase, --mixup or --cutmix: these are of training")
         transform = transforms.eval(options.size)
     else:
-        transform = transforms.train(options.size, auto_augment=options.auto_augment, erase=options.erase)
+        transform = transforms.train(options.size, augment=options.auto_augment or (), erase=options.erase)
     loader = DataLoader(
         find_labelled_images(options.data),
         batch_size=max(options.columns, 2),  # of which images are mixed

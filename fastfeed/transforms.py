@@ -1,6 +1,14 @@
 """What a loader does to an image: the public names of ``fastfeed.data.transforms`` and ``fastfeed.data.augment``."""
 
-from fastfeed.data.augment import AutoAugment, ColorJitter, RandAugment, TrivialAugmentWide
+from fastfeed.data.augment import (
+    AutoAugment,
+    ColorJitter,
+    RandAugment,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomVerticalFlip,
+    TrivialAugmentWide,
+)
 from fastfeed.data.transforms import (
     CenterCrop,
     RandomCrop,
@@ -19,7 +27,10 @@ __all__ = [
     "RandAugment",
     "RandomCrop",
     "RandomErasing",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
     "RandomResizedCrop",
+    "RandomVerticalFlip",
     "Resize",
     "Transform",
     "TrivialAugmentWide",

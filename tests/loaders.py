@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from fastfeed import DataLoader, transforms
-from fastfeed.data.augment import ColorJitter
+from fastfeed.data.augment import ColorJitter, RandomGrayscale
 from fastfeed.data.transforms import RandomErasing, RandomResizedCrop, Transform
 
 
@@ -15,9 +15,7 @@ def everything(auto_augment="trivial", value="random", size=20) -> Transform:
         RandomResizedCrop(size),
         horizontal_flip=0.5,
         vertical_flip=0.5,
-        auto_augment=auto_augment,
-        color_jitter=ColorJitter(0.4, 0.4, 0.4, 0.1),
-        grayscale=0.3,
+        augment=[auto_augment, ColorJitter(0.4, 0.4, 0.4, 0.1), RandomGrayscale(0.3)],
         erase=RandomErasing(0.5, value=value),
     )
 

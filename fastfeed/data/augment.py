@@ -255,7 +255,7 @@ def draw_operations(
     indices, copies = np.asarray(indices, np.int64), np.asarray(copies, np.int64)
     _check_range("indices", indices, _UINT32)
     _check_range("copies", copies, _UINT32)
-    fill = _common_fill(steps)
+    fill = common_fill(steps)
     kinds, magnitudes = [np.zeros((len(indices), 0), np.uint8)], [np.zeros((len(indices), 0), np.float32)]
     seen: Counter[type[Step]] = Counter()
     for step in steps:
@@ -269,6 +269,17 @@ def draw_operations(
         kinds.append(kind.astype(np.uint8))
         magnitudes.append(magnitude.astype(np.float32))
     return Operations(np.concatenate(kinds, axis=1), np.concatenate(magnitudes, axis=1), fill)
+
+
+def check_steps(steps: Sequence[Step]) -> None:
+    """Raise what `draw_operations` would for these steps."""
+    nobody = np.zeros(0, np.int64)
+    draw_operations(steps, nobody, nobody, seed=0, epoch=0, height=1, width=1)
+
+
+def mirrors_alike(steps: Sequence[Step]) -> bool:
+    """Whether the steps do the same to an image's mirror image, so that it may be flipped after them."""
+    return not any(isinstance(step, TrivialAugmentWide | RandAugment | AutoAugment) for step in steps)
 
 
 def augment_(images: torch.Tensor, operations: Operations, pool: Any) -> torch.Tensor:
@@ -442,7 +453,12 @@ def _fill_levels(owner: str, fill: Fill) -> tuple[int, int, int]:
     return rgb_fill(owner, 0 if fill is None else fill)
 
 
-def _common_fill(steps: Sequence[Step]) -> tuple[int, int, int]:
+def common_fill(steps: Sequence[Step]) -> tuple[int, int, int]:
+    """Return the levels that all of these steps fill with, and 0 if none does.
+
+    Raises:
+        ValueError: if they differ.
+    """
     with_fill = [s for s in steps if isinstance(s, TrivialAugmentWide | RandAugment | AutoAugment)]
     fills = {_fill_levels(type(step).__name__, step.fill) for step in with_fill}
     if len(fills) > 1:

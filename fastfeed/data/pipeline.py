@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastfeed.data.augment import Operations
+from fastfeed.data.augment import Operations, common_fill, mirrors_alike
 from fastfeed.data.augment_dali import apply_operations, pack, possible_kinds
 from fastfeed.data.dali import import_dali
 from fastfeed.data.declarations import rgb_fill
-from fastfeed.data.plan import Plan, augmentation_steps
+from fastfeed.data.plan import Plan
 from fastfeed.data.policies import Kind
 from fastfeed.data.transforms import INTERPOLATIONS, RandomCrop, Transform
 
@@ -74,11 +74,10 @@ def build_pipeline(
     dali = import_dali()
     fn, types = dali.fn, dali.types
     on_gpu = device_id is not None
-    steps = augmentation_steps(transform)
+    steps = transform.steps
     kinds = possible_kinds(steps)
-    if transform.auto_augment is not None:  # see draw_augmentations
+    if not mirrors_alike(steps):  # see draw_augmentations
         kinds = [frozenset({Kind.HORIZONTAL_FLIP}), frozenset({Kind.VERTICAL_FLIP}), *kinds]
-    fill = getattr(transform.auto_augment, "fill", None) or 0
 
     def given(name: str, dtype: Any, ndim: int = 1) -> Any:
         # Not copied on the CPU: `Entry` keeps the arrays for as long as the batch is in flight.
@@ -99,7 +98,7 @@ def build_pipeline(
         if whole:
             images = _resized(dali, transform, images, given)
         if whole and len(kinds) > 0:
-            images = apply_operations(images, given("operations", types.FLOAT, 2), kinds, rgb_fill("fill", fill))
+            images = apply_operations(images, given("operations", types.FLOAT, 2), kinds, common_fill(steps))
         return images
 
     pipeline = dali.pipeline_def(define, enable_conditionals=whole and len(kinds) > 0)(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from fastfeed.data.augment import Operations, RandomGrayscale, Step, draw_operations
+from fastfeed.data.augment import Operations, draw_operations, mirrors_alike
 from fastfeed.data.philox import Float64, Uint32, philox, uniform
 from fastfeed.data.policies import Kind
 from fastfeed.data.transforms import CenterCrop, RandomCrop, RandomErasing, RandomResizedCrop, Resize, Transform
@@ -115,19 +115,6 @@ def blank(plan: Plan, samples: list[int]) -> None:
     plan.box[samples] = 0, 0, 1, 1
 
 
-def augmentation_steps(transform: Transform) -> list[Step]:
-    """Return the steps between the crop and the normalising, without the flips."""
-    steps: list[Step] = []
-    if transform.auto_augment is not None:
-        assert not isinstance(transform.auto_augment, str)
-        steps.append(transform.auto_augment)
-    if transform.color_jitter is not None:
-        steps.append(transform.color_jitter)
-    if transform.grayscale > 0:
-        steps.append(RandomGrayscale(transform.grayscale))
-    return steps
-
-
 def draw_augmentations(
     transform: Transform,
     plan: Plan,
@@ -142,12 +129,12 @@ def draw_augmentations(
 
     Auto-augment shears and turns what was flipped before: its flips are operations then, and leave the plan.
     """
-    steps = augmentation_steps(transform)
+    steps = transform.steps
     if not steps:
         return None
     height, width = size
     drawn = draw_operations(steps, indices, copies, seed=seed, epoch=epoch, height=height, width=width)
-    if transform.auto_augment is None:
+    if mirrors_alike(steps):
         return drawn
     flips = np.stack([plan.flip & 1, plan.flip & 2], axis=1) > 0
     kind = np.where(flips, [Kind.HORIZONTAL_FLIP, Kind.VERTICAL_FLIP], Kind.NOTHING).astype(np.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastfeed.data.augment import AutoAugment, ColorJitter, RandAugment, TrivialAugmentWide
+from fastfeed.data.augment import AutoAugment, RandAugment, Step, TrivialAugmentWide, check_steps
 from fastfeed.data.declarations import flag, is_number, number, numbers, probability, replace_values, rgb_fill, whole
 from fastfeed.data.finish import check_mean_std
 
@@ -189,9 +189,9 @@ class Transform:
         crop: which part of the image, and the output size.
         horizontal_flip: probability, 0 to 1, of mirroring left to right.
         vertical_flip: likewise, top to bottom.
-        auto_augment: TrivialAugmentWide, RandAugment or AutoAugment; or "trivial", "rand" or "auto" for their defaults.
-        color_jitter: brightness, contrast, saturation and hue changed at random.
-        grayscale: probability, 0 to 1, of losing all colour.
+        augment: what is done to its colours and geometry: a step, as ``ColorJitter(0.4, 0.4, 0.4)``, or several, in
+            their order; "trivial", "rand" and "auto" are TrivialAugmentWide, RandAugment and AutoAugment with their
+            defaults.
         mean: per channel, in units of pixel / 255.
         std: per channel, in units of pixel / 255. Output: (pixel / 255 - mean) / std.
         erase: RandomErasing, or the probability of one with its defaults.
@@ -199,15 +199,14 @@ class Transform:
     Raises:
         TypeError: for a declaration, a probability (True and False are none), a mean or a std of another kind.
         ValueError: for a probability outside 0 to 1, a mean or std that has not three finite values, a std that is not
-            positive, or so small that values overflow, or another auto_augment.
+            positive, or so small that values overflow, another name of a step, more than 16 steps of one class, or
+            steps with different fills.
     """
 
     crop: Crop
     horizontal_flip: float = 0.0
     vertical_flip: float = 0.0
-    auto_augment: TrivialAugmentWide | RandAugment | AutoAugment | str | None = None
-    color_jitter: ColorJitter | None = None
-    grayscale: float = 0.0
+    augment: Step | str | Sequence[Step | str] = ()
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
     erase: RandomErasing | float | None = None
@@ -217,7 +216,7 @@ class Transform:
             raise TypeError(
                 f"Transform: crop is {self.crop!r}; expected a crop, as fastfeed.transforms.RandomResizedCrop(224)"
             )
-        for name in ("horizontal_flip", "vertical_flip", "grayscale"):
+        for name in ("horizontal_flip", "vertical_flip"):
             replace_values(self, **{name: probability(f"Transform: {name}", getattr(self, name))})
         replace_values(
             self,
@@ -227,25 +226,16 @@ class Transform:
             ),
         )
         check_mean_std(self.mean, self.std)
-        if isinstance(self.auto_augment, str):
-            if self.auto_augment not in AUTO_AUGMENTS:
-                raise ValueError(
-                    f"Transform: auto_augment is {self.auto_augment!r}; expected one of {', '.join(AUTO_AUGMENTS)}"
-                )
-            replace_values(self, auto_augment=AUTO_AUGMENTS[self.auto_augment]())
+        replace_values(self, augment=_steps(self.augment))
         if self.erase is not None and not isinstance(self.erase, RandomErasing):
             expected = "a probability, 0 to 1, or a fastfeed.transforms.RandomErasing"
             p = number("Transform: erase", self.erase, 0, 1, expected)
             replace_values(self, erase=RandomErasing(p) if p else None)
-        for name, kind, expected in (
-            ("auto_augment", TrivialAugmentWide | RandAugment | AutoAugment | None, "TrivialAugmentWide()"),
-            ("color_jitter", ColorJitter | None, "ColorJitter(0.4, 0.4, 0.4)"),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                raise TypeError(
-                    f"Transform: {name} is {value!r}; expected a declaration, as fastfeed.transforms.{expected}"
-                )
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What `augment` stands for."""
+        return self.augment  # type: ignore[return-value]  # made so above
 
     @property
     def size(self) -> tuple[int, int]:
@@ -260,8 +250,7 @@ def train(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bilinear",
     horizontal_flip: float = 0.5,
-    auto_augment: TrivialAugmentWide | RandAugment | AutoAugment | str | None = None,
-    color_jitter: ColorJitter | None = None,
+    augment: Step | str | Sequence[Step | str] = (),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     erase: RandomErasing | float | None = None,
@@ -272,8 +261,7 @@ def train(
     return Transform(
         RandomResizedCrop(size, scale, ratio, interpolation),
         horizontal_flip,
-        auto_augment=auto_augment,
-        color_jitter=color_jitter,
+        augment=augment,
         mean=mean,
         std=std,
         erase=erase,
@@ -291,6 +279,21 @@ def eval(
     """Resize the short side to `resize` (default size * 256 / 224), centre crop to `size`, normalise."""
     short = resize if resize is not None else round(max(output_size(size)) * 256 / 224)
     return Transform(CenterCrop(size, short, interpolation), mean=mean, std=std)
+
+
+def _steps(given: Any) -> tuple[Step, ...]:
+    steps = given if isinstance(given, tuple | list) else (given,)
+    for step in steps:
+        if isinstance(step, str) and step not in AUTO_AUGMENTS:
+            raise ValueError(f"Transform: augment is {step!r}; expected one of {', '.join(AUTO_AUGMENTS)}, or a step")
+    made = tuple(AUTO_AUGMENTS[step]() if isinstance(step, str) else step for step in steps)
+    for step in made:
+        if not isinstance(step, Step):
+            raise TypeError(
+                f"Transform: augment has {step!r}; expected steps, as fastfeed.transforms.ColorJitter(0.4, 0.4, 0.4)"
+            )
+    check_steps(made)
+    return made
 
 
 def output_size(size: Size) -> tuple[int, int]:

@@ -61,7 +61,6 @@ WRONG_KIND = [
     (lambda: train(horizontal_flip="0.5"), "Transform: horizontal_flip is '0.5'"),
     (lambda: train(horizontal_flip=np.bool_(True)), "Transform: horizontal_flip is "),
     (lambda: Transform(Resize(8), vertical_flip=None), "Transform: vertical_flip is None"),
-    (lambda: Transform(Resize(8), grayscale=True), "Transform: grayscale is True"),
     (lambda: train(erase=True), "Transform: erase is True; expected a probability, 0 to 1, or a .*RandomErasing"),
     (lambda: train(erase="random"), "Transform: erase is 'random'"),
     (lambda: RandomErasing(True), "RandomErasing: p is True"),
@@ -93,8 +92,9 @@ WRONG_KIND = [
     (lambda: RandAugment(fill=(1.5, 2, 3)), "RandAugment: fill is 1.5; expected a whole number, 0 to 255"),
     (lambda: RandAugment(fill=np.array([1.5, 2, 3])), "RandAugment: fill is 1.5"),
     (lambda: RandomCrop(8, fill=np.array([1.5, 2, 3])), "RandomCrop: fill is 1.5"),
-    (lambda: train(auto_augment=RandAugment), "Transform: auto_augment is <class .*; expected a declaration, as fast"),
-    (lambda: train(color_jitter=0.4), r"Transform: color_jitter is 0.4; .* as fastfeed.transforms.ColorJitter\("),
+    (lambda: train(augment=RandAugment), "Transform: augment has <class .*; expected steps, as fast"),
+    (lambda: train(augment=[0.4]), r"Transform: augment has 0.4; .* as fastfeed.transforms.ColorJitter\("),
+    (lambda: train(augment=None), r"Transform: augment has None"),
     (lambda: Transform(224), r"Transform: crop is 224; expected a crop, as fastfeed.transforms.RandomResizedCrop\("),
     # schedules
     (lambda: ProgressiveSize(128, 224.0, 3), "ProgressiveSize: last is 224.0"),
@@ -185,7 +185,7 @@ SAME = [
     (lambda: train(8, erase=HALF, horizontal_flip=HALF), lambda: train(8, erase=0.5, horizontal_flip=0.5)),
     (lambda: train(8, mean=np.full(3, 0.5), std=[ONE] * 3), lambda: train(8, mean=(0.5,) * 3, std=(1, 1, 1))),
     (lambda: train(8, mean=torch.full((3,), 0.5)), lambda: train(8, mean=(0.5,) * 3)),
-    (lambda: Transform(Resize(8), grayscale=HALF), lambda: Transform(Resize(8), grayscale=0.5)),
+    (lambda: RandomGrayscale(HALF), lambda: RandomGrayscale(0.5)),
     (lambda: ColorJitter(HALF, [HALF, ONE]), lambda: ColorJitter(0.5, (0.5, 1))),
     (
         lambda: ColorJitter(np.array([0.5, 1.5]), hue=torch.tensor([0.25, 0.5])),

@@ -78,9 +78,7 @@ def test_dali_augments_as_the_extension_does(source, auto_augment):
         transforms.RandomCrop(30, pad_if_needed=True),
         horizontal_flip=0.5,
         vertical_flip=0.5,
-        auto_augment=auto_augment,
-        color_jitter=jitter,
-        grayscale=0.2,
+        augment=[*([auto_augment] if auto_augment else []), jitter, transforms.RandomGrayscale(0.2)],
     )
     compared = 0
     for epoch in range(6):

@@ -99,13 +99,13 @@ def test_train_pixels_are_those_of_the_planned_window(folder, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("auto_augment", [None, "rand"])
+@pytest.mark.parametrize("augment", ["nothing", "rand"])
 @pytest.mark.parametrize(("horizontal", "vertical"), [(1, 0), (0, 1), (1, 1)])
-def test_flips(folder, device, horizontal, vertical, auto_augment):
-    if auto_augment is not None:  # that does nothing: the flips are operations then
-        auto_augment = transforms.RandAugment(num_ops=0)
+def test_flips(folder, device, horizontal, vertical, augment):
+    # One that does nothing: the flips are operations then.
+    augment = transforms.RandAugment(num_ops=0) if augment == "rand" else ()
     plain = transforms.Transform(transforms.Resize((20, 30)), **PIXELS)
-    flipped = replace(plain, horizontal_flip=horizontal, vertical_flip=vertical, auto_augment=auto_augment)
+    flipped = replace(plain, horizontal_flip=horizontal, vertical_flip=vertical, augment=augment)
     (expected, _), (got, _) = (epoch(loader(folder, transform=t, device=device)) for t in (plain, flipped))
     dims = [3] * horizontal + [2] * vertical
     assert torch.equal(got, expected.flip(dims))

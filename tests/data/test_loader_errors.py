@@ -227,12 +227,12 @@ def test_a_batch_without_good_samples_is_grey(folder, kind):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("transform", [
-    transforms.train(24, auto_augment="trivial"),
-    transforms.train(24, auto_augment="rand", color_jitter=transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)),
+    transforms.train(24, augment="trivial"),
+    transforms.train(24, augment=["rand", transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)]),
     transforms.train(24, erase=transforms.RandomErasing(1.0, value="random")),
     transforms.eval(24),
     transforms.Transform(transforms.RandomCrop(24, padding=30)),
-    transforms.Transform(transforms.RandomCrop(64, pad_if_needed=True), horizontal_flip=0.5, grayscale=0.5),
+    transforms.Transform(transforms.RandomCrop(64, pad_if_needed=True), 0.5, augment=transforms.RandomGrayscale(0.5)),
 ], ids=["trivial", "rand", "noise", "eval", "padded crop", "crop"])  # fmt: skip
 def test_transforms_of_the_others_are_unchanged(clean, folder, transform, mode):
     spoil(folder, 3, "empty")

@@ -344,7 +344,7 @@ def test_no_draws_are_shared_with_the_plan_and_the_order(monkeypatch):
         draw(Mix(1.0, 1.0, per="sample"), 40, epoch=0, batch=batch)
         draw(Mix(1.0, 1.0), 40, epoch=1, batch=batch)
         copies = np.full(40, batch)  # which stand where a batch does
-        transform = transforms.train(8, auto_augment="rand", color_jitter=transforms.ColorJitter(0.5), erase=0.5)
+        transform = transforms.train(8, augment=["rand", transforms.ColorJitter(0.5)], erase=0.5)
         for epoch in range(2):
             size = np.full((40, 2), 50)
             made = plan.make_plan(transform, size, np.arange(40), copies, seed=5, epoch=epoch)

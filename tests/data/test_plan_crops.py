@@ -121,7 +121,7 @@ def test_flips_are_independent():
 
 def test_auto_augment_takes_over_the_flips():
     alone = transforms.train(8)
-    both = transforms.train(8, auto_augment="trivial")
+    both = transforms.train(8, augment="trivial")
     p, q = plan(alone, (9, 9), n=200), plan(both, (9, 9), n=200)
     assert np.array_equal(p.flip, q.flip)
     options = {"seed": 0, "epoch": 0, "size": (8, 8)}
@@ -131,7 +131,8 @@ def test_auto_augment_takes_over_the_flips():
     assert np.array_equal(operations.kind[:, 0] == Kind.HORIZONTAL_FLIP, p.flip == 1)
     assert (operations.kind[:, 1] == Kind.NOTHING).all()
     # Colours change nothing of where a pixel lies: those flips stay with the last pass.
-    jitter = transforms.Transform(transforms.Resize(8), 0.5, color_jitter=transforms.ColorJitter(0.4), grayscale=0.5)
+    colours = [transforms.ColorJitter(0.4), transforms.RandomGrayscale(0.5)]
+    jitter = transforms.Transform(transforms.Resize(8), 0.5, augment=colours)
     p = plan(jitter, (9, 9), n=200)
     assert draw_augmentations(jitter, p, np.arange(200), np.zeros(200, int), **options).kind.shape == (200, 2)
     assert p.flip.any()
