@@ -60,7 +60,7 @@ def contact_sheet(loader: DataLoader, count: int = 32, columns: int = 8) -> Imag
     labels: list[list[str]] = []
     for images, target, *_ in loader:
         pictures += _levels(images, loader.transform.mean, loader.transform.std)
-        labels += [_label(target, i, loader.source.classes) for i in range(len(images))]
+        labels += [_label(target, i, getattr(loader.dataset, "classes", None)) for i in range(len(images))]
         if len(pictures) >= count:
             break
     if not pictures:

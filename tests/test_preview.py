@@ -91,7 +91,7 @@ def test_mixed_images_have_two_labels_with_their_weights(folder, labels):
     sheet = contact_sheet(data, count=9, columns=9)
     data.epoch = 0
     ((images, target),) = data
-    names = data.source.classes
+    names = data.dataset.classes
     for i, lines in enumerate(labels):
         a, b, lam = names[target.a[i]], names[target.b[i]], target.lam[i]
         assert lines == ([a] if a == b else [f"{lam:.2f} {a}", f"{1 - lam:.2f} {b}"])

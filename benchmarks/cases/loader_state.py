@@ -128,7 +128,7 @@ class Ours:
 
     def epoch(self) -> Iterator[list[int]]:
         """Go through the batches of a whole epoch."""
-        return (picks.index.tolist() for picks in self._loader._epochs.steps(self._begin))
+        return (picks.index.tolist() for picks in self._loader._epochs().steps(self._begin))
 
     def state(self) -> dict[str, Any]:
         """Return where the loader is."""
@@ -138,7 +138,7 @@ class Ours:
         """Return the indices of the first batch after `state`."""
         self._loader.load_state_dict(state)
         # What iterating begins with; its next step would be to read the samples.
-        return next(self._loader._epochs.steps(self._loader.state_dict())).index.tolist()
+        return next(self._loader._epochs().steps(self._loader.state_dict())).index.tolist()
 
 
 Bookkeeping = ByHand | TorchData | Ours

@@ -1,7 +1,9 @@
 """What the loaders' arguments have in common."""
 
+import multiprocessing
 import os
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ from fastfeed.data.finish import require_cuda
 
 def choose_device(device: str | int | torch.device | None) -> torch.device:
     """Return the device that `device` names, or the best one there is.
+
+    That is the current GPU. Where none was chosen it is that of LOCAL_RANK, which torchrun and PyTorch Lightning set:
+    a loader may be made before its process has chosen one.
 
     Raises:
         ValueError: for a kind of device that is neither CPU nor CUDA.
@@ -24,7 +29,10 @@ def choose_device(device: str | int | torch.device | None) -> torch.device:
         except RuntimeError as error:
             warnings.warn(f"there is a GPU, but batches are made on the CPU: {error}", stacklevel=3)
             return torch.device("cpu")
-        return torch.device("cuda", torch.cuda.current_device())
+        index, local_rank = torch.cuda.current_device(), os.environ.get("LOCAL_RANK", "")
+        if index == 0 and local_rank.isdigit() and int(local_rank) < torch.cuda.device_count():
+            index = int(local_rank)
+        return torch.device("cuda", index)
     try:
         # PyTorch reads a bare number as a GPU's, where there is one.
         chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
@@ -60,6 +68,26 @@ def choose_threads(name: str, threads: int) -> int:
             stacklevel=3,
         )
     return threads or cores
+
+
+def check_worker_options(num_workers: int, timeout: float, persistent_workers: bool, context: Any) -> None:
+    """Raise for options of PyTorch's workers that its loader refuses, whether or not there will be such workers.
+
+    Raises:
+        TypeError: for a multiprocessing context that is none.
+        ValueError: for a number out of range, or an option that needs workers without any.
+    """
+    check_whole("num_workers", num_workers, 0)
+    if timeout < 0:
+        raise ValueError(f"timeout is {timeout!r}; expected seconds, 0 or more")
+    if num_workers == 0 and (persistent_workers or context is not None):
+        name = "persistent_workers" if persistent_workers else "multiprocessing_context"
+        raise ValueError(f"{name} is given and num_workers is 0: expected at least one worker")
+    if isinstance(context, str) and context not in multiprocessing.get_all_start_methods():
+        methods = ", ".join(map(repr, multiprocessing.get_all_start_methods()))
+        raise ValueError(f"multiprocessing_context is {context!r}; expected one of {methods}")
+    if context is not None and not isinstance(context, str | multiprocessing.context.BaseContext):
+        raise TypeError(f"multiprocessing_context is {context!r}; expected a start method or a context")
 
 
 def check_whole(name: str, value: int, low: int, high: int | None = None) -> int:

@@ -4,15 +4,14 @@ import operator
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fastfeed.data.order import Batches, BatchPicks, BatchSize, step_bounds
-from fastfeed.data.samplers import Sampler, TorchSampler
+from fastfeed.data.samplers import Labels, Sampler, TorchSampler
 from fastfeed.data.schedule import BatchSizeSchedule
-from fastfeed.data.sources import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +28,13 @@ class SampleInfo:
     index: torch.Tensor
     valid: torch.Tensor
     path: list[str]
+
+
+class Given(NamedTuple):
+    """A batch for the consumer, and where its epoch goes on after it."""
+
+    batch: Any
+    progress: dict[str, Any]
 
 
 class EpochIterator(Iterator[Any]):
@@ -64,7 +70,8 @@ class Epochs:
     Places in an epoch are as `beginning` has them.
 
     Args:
-        source: of the samples.
+        size: samples in the dataset; None where a PyTorch sampler's indices are the dataset's own affair.
+        labels: [size] class index of every sample, or None where there are none.
         sampler: which of them come, and when.
         batch_size: samples per rank and step, or a function of the epoch and the step.
         seed: 64 bits.
@@ -75,7 +82,8 @@ class Epochs:
 
     def __init__(
         self,
-        source: Source,
+        size: int | None,
+        labels: Labels | None,
         sampler: Sampler | TorchSampler,
         batch_size: int | BatchSizeSchedule,
         seed: int,
@@ -84,7 +92,8 @@ class Epochs:
         *,
         drop_last: bool,
     ) -> None:
-        self._source = source
+        self._size = size
+        self._labels = labels
         self._sampler = sampler
         self._batch_size = batch_size
         self._seed = seed
@@ -94,7 +103,7 @@ class Epochs:
 
     def size(self) -> int:
         """Return how many samples this rank takes in an epoch, or has in all where a PyTorch sampler does not say."""
-        size = len(self._source)
+        size = self._size or 0
         if isinstance(self._sampler, TorchSampler):
             return size if self._sampler.batched else operator.length_hint(self._sampler.sampler, size)
         return -(-self._sampler.length(size) // self._world_size)
@@ -111,21 +120,21 @@ class Epochs:
             return self._sampler.num_batches(size, drop_last=self._drop_last, start=done, step=step)
         if callable(self._batch_size):
             return len(self._positions_of_steps(self._sampler, start))
-        left = max(self._sampler.length(len(self._source)) - done, 0)
+        left = max(self._sampler.length(self._size or 0) - done, 0)
         per_step = self._batch_size * self._world_size
         return left // per_step if self._drop_last else -(-left // per_step)
 
     def largest_batch(self, start: dict[str, Any]) -> int:
         """Return the most samples that a batch has from a place on, at least 1; 1 where a PyTorch sampler decides."""
         if not callable(self._batch_size):
-            return max(1, min(self._batch_size, len(self._source)))
+            return max(1, min(self._batch_size, self._size or 1))
         if isinstance(self._sampler, TorchSampler):
             return 1
         return -(-int(self._positions_of_steps(self._sampler, start).max(initial=1)) // self._world_size)
 
     def steps(self, start: dict[str, Any]) -> Iterator[BatchPicks]:
         """Yield what this rank takes in each step from a place on."""
-        size, epoch, batch_size = len(self._source), start["epoch"], self._size_of_steps(start)
+        epoch, batch_size = start["epoch"], self._size_of_steps(start)
         how: dict[str, Any] = {
             "drop_last": self._drop_last,
             "rank": self._rank,
@@ -134,16 +143,16 @@ class Epochs:
             "step": start["step"],
         }
         if isinstance(self._sampler, TorchSampler):
-            yield from self._sampler.batches(size, batch_size, epoch=epoch, state=start["sampler"], **how)
+            yield from self._sampler.batches(self._size, batch_size, epoch=epoch, state=start["sampler"], **how)
             return
-        picks = self._sampler.picks(size, self._source.labels, seed=self._seed, epoch=epoch)
+        picks = self._sampler.picks(self._size or 0, self._labels, seed=self._seed, epoch=epoch)
         yield from Batches(picks, batch_size, **how)
 
     def _size_of_steps(self, start: dict[str, Any]) -> BatchSize:
         return partial(self._batch_size, start["epoch"]) if callable(self._batch_size) else self._batch_size
 
     def _positions_of_steps(self, sampler: Sampler, start: dict[str, Any]) -> Any:
-        length = sampler.length(len(self._source))
+        length = sampler.length(self._size or 0)
         bounds = step_bounds(
             length,
             self._size_of_steps(start),
@@ -153,3 +162,36 @@ class Epochs:
             step=start["step"],
         )
         return np.diff(bounds)
+
+
+class EpochSampler(torch.utils.data.Sampler[int]):
+    """What a loader that decides the order itself has for a `sampler`: this rank's indices in the next epoch."""
+
+    def __init__(self, epochs: Callable[[], Epochs], epoch: int, set_epoch: Callable[[int], None]) -> None:
+        self.epochs = epochs
+        self.epoch = epoch
+        self.set_epoch = set_epoch  # of the loader
+
+    def __len__(self) -> int:
+        return self.epochs().size()
+
+    def __iter__(self) -> Iterator[int]:
+        for picks in self.epochs().steps(beginning(self.epoch)):
+            yield from picks.index.tolist()
+
+
+class EpochBatchSampler(torch.utils.data.Sampler[list[int]]):
+    """Likewise for a `batch_sampler`, with the attributes of ``torch.utils.data.BatchSampler``."""
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, drop_last: bool, epochs: Callable[[], Epochs]) -> None:
+        self.sampler = sampler
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+
+    def __len__(self) -> int:
+        return self.epochs().batches_left(beginning(self.sampler.epoch))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for picks in self.epochs().steps(beginning(self.sampler.epoch)):
+            yield picks.index.tolist()

@@ -1,67 +1,77 @@
-"""DataLoader: the rooms of the pipeline in a line."""
+"""DataLoader: PyTorch's, by DALI where that can be, and by PyTorch's workers where not."""
 
 import inspect
-import os
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
+from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, default_collate, default_convert
 
-from fastfeed.data.arguments import check_whole, choose_device, choose_threads
-from fastfeed.data.background import ahead
+from fastfeed.data.arguments import check_whole, check_worker_options, choose_device, choose_threads
 from fastfeed.data.declarations import flag
-from fastfeed.data.epoch import EpochIterator, Epochs, SampleInfo, beginning
-from fastfeed.data.errors import BadSample, Report, SampleError
-from fastfeed.data.finish import Finish, SampleParameters
-from fastfeed.data.graph import Graph, Images
-from fastfeed.data.mix import Mix, draw_mix, mix_target
+from fastfeed.data.decoding import Decoding
+from fastfeed.data.epoch import EpochBatchSampler, EpochIterator, Epochs, EpochSampler, Given, beginning
+from fastfeed.data.errors import BadSample
+from fastfeed.data.mix import Mix
 from fastfeed.data.order import rank_and_world_size
-from fastfeed.data.prepare import Prepared, Preparer
-from fastfeed.data.ring import Done, Rings, Work
+from fastfeed.data.route import as_dataset, choose_route, labels_of, length_of
 from fastfeed.data.samplers import Sampler, Sequential, Shuffled, TorchSampler
 from fastfeed.data.schedule import BatchSizeSchedule, SizeSchedule
-from fastfeed.data.sources import FolderSource, Source
-from fastfeed.data.sources.targets import select
-from fastfeed.data.transforms import RandomErasing, Transform, train
-from fastfeed.data.tree import leaves, replace_leaves
+from fastfeed.data.workers import Workers
 
 MAX_PIXELS = 178_956_970  # as Pillow, which takes larger images for decompression bombs
 
 
 class DataLoader:
-    """Batches of images from files: DALI decodes and crops, one pass flips, normalises, mixes and casts.
+    """`torch.utils.data.DataLoader`, with the same arguments, and batches of images from DALI where that can be.
 
-    Every batch is a function of (dataset, seed, epoch, position): the same pixels for any number of threads, ranks, and
-    any depth of prefetching, before and after a resume, and for each sample at any batch size.
+    What DALI decodes: a folder, a source, or a dataset of torchvision's whose transforms can be read, or one with a
+    method `get_encoded`; DALI crops, and one pass flips, normalises, mixes and casts, in threads and on the GPU. There
+    every batch is a function of (dataset, seed, epoch, position): the same pixels for any number of threads, ranks, and
+    any depth of prefetching, before and after a resume, and for each sample at any batch size. Any other dataset goes
+    through PyTorch's worker processes, as it does in PyTorch's loader, and its batches are moved to the device ahead
+    of the training. Which of the two it is, and why, stands in the log ("fastfeed").
 
     Args:
-        dataset: a folder of class folders (see `FolderSource`), or a source: `FolderSource`, `ListSource`, `TarSource`.
-        batch_size: samples per batch, of this rank; or a function of the epoch and the step, the same on every rank, as
-            ``lambda epoch, step: 64 if epoch < 10 else 32``.
-        shuffle: a new order in every epoch; False, or None, keeps the order of the source.
+        dataset: a folder of class folders (see `FolderSource`); a source: `FolderSource`, `ListSource`, `TarSource`; or
+            any dataset of PyTorch's, map-style or iterable.
+        batch_size: samples per batch, of this rank; None gives samples instead of batches; or a function of the epoch
+            and the step, the same on every rank, as ``lambda epoch, step: 64 if epoch < 10 else 32``.
+        shuffle: a new order in every epoch; False, or None, keeps the order of the dataset.
         sampler: which samples come, and when: one of `fastfeed.data.samplers` (weighted, class-balanced, repeated
             augmentation), which is dealt to the ranks, or any of PyTorch's, which is iterated over on each rank.
         batch_sampler: likewise one of PyTorch's, of whole batches; instead of batch_size, shuffle, sampler, drop_last.
-        num_workers: CPU threads that read, decode and finish; 0 is one per core. No processes are started.
+        num_workers: with DALI CPU threads that read, decode and finish; 0 is one per core, and no processes are
+            started. Else PyTorch's worker processes; 0 is none.
+        collate_fn: how samples become a batch. DALI takes ``default_collate``, and functions that mix what it gives by
+            torchvision's ``v2.MixUp`` and ``v2.CutMix``.
+        pin_memory: for PyTorch's workers; without it memory is pinned when a batch is sent to a GPU.
         drop_last: leave out a last batch that is not full.
-        prefetch_factor: batches decoded ahead, at least 1.
-        transform: what happens to an image; `fastfeed.transforms.train(224)` by default.
+        timeout: seconds to wait for a batch of PyTorch's workers; 0 is for ever.
+        worker_init_fn: for PyTorch's workers; DALI starts none.
+        multiprocessing_context: likewise.
+        generator: a `torch.Generator` that draws the order, with `shuffle`, and the seeds of PyTorch's workers, as in
+            PyTorch's loader. By default `seed` decides the order.
+        prefetch_factor: with DALI batches decoded ahead, at least 1; else batches ahead of each worker. By default 2.
+        persistent_workers: for PyTorch's workers; DALI's threads stay in any case.
+        pin_memory_device: for PyTorch's workers.
+        in_order: accepted; batches always come in order.
+        transform: what happens to an image: `fastfeed.transforms.train(224)`, say, or transforms of torchvision's that
+            can be read. By default the dataset's own, or, if it has none, `fastfeed.transforms.train(224)`.
         size: the output's size by epoch and step instead of the transform's: a function, such as
             `fastfeed.data.schedule.ProgressiveSize` or `MultiScale`.
-        device: where the batches go, and where DALI decodes. By default the current GPU, if there is one that
-            PyTorch and the extension can use, else the CPU.
-        dtype: torch.float32, torch.float16 or torch.bfloat16.
-        memory_format: torch.channels_last, or torch.contiguous_format.
+        device: where the batches go, and where DALI decodes. By default the current GPU (where none was chosen, that of
+            LOCAL_RANK), if there is one that PyTorch and the extension can use, else the CPU.
+        dtype: torch.float32, torch.float16 or torch.bfloat16; by default what the dataset's transform makes, else
+            float32.
+        memory_format: torch.channels_last, which is the default, or torch.contiguous_format.
         mix: mixup, cutmix or both, after everything else. Class indices become a `fastfeed.MixedTarget`, and targets
             of floating-point rows, [N, ...] (several labels at once, say), are mixed as they are; there must be no
             other targets.
         stable_addresses: put every batch's tensors at the addresses of the first batch's, for steps captured in a CUDA
             graph. A batch is then overwritten by the next one, and all must have one size: see `drop_last`.
-        seed: 64 bits; decides the order and every random choice.
+        seed: 64 bits; decides the order and every random choice, but those that a dataset makes itself.
         on_error: what a bad sample does (a file that is missing, empty, truncated, of another format, or too large):
             "raise" a `SampleError` when its batch's turn comes; "replace" it by another one of its batch (or, if all
             are bad, by grey pixels), marked in `SampleInfo.valid`; or "drop" it, so that its batch is smaller. A batch
@@ -72,25 +82,33 @@ class DataLoader:
         max_pixels: a larger image is bad: its file may be a decompression bomb.
         info: give a `SampleInfo` with each batch.
         exif: rotate images by their EXIF orientation. Pillow, and so torchvision, does not.
-        rank: of this process; by default torch.distributed's, where it is initialised, else 0.
+        rank: of this process; by default torch.distributed's when an epoch begins, or 0 where it is not initialised.
         world_size: likewise; else 1. Ranks take equally many steps: see `fastfeed.data.order.Batches`.
+        backend: "dali", to refuse a dataset that DALI cannot take; "torch", to have PyTorch's workers; None chooses.
 
     Yields:
-        (images, target): images [N, 3, H, W] of `dtype`, (pixel / 255 - mean) / std; target [N] int64, a MixedTarget,
-        or what the source has. All on `device`. With `info`, (images, target, info).
+        With DALI (images, target): images [N, 3, H, W] of `dtype`, (pixel / 255 - mean) / std; target [N] int64, a
+        MixedTarget, or what the dataset has. Else what ``collate_fn`` makes. All tensors on `device`. With `info`, a
+        SampleInfo as one more element.
 
     Attributes:
-        source: where the samples come from; `source.classes` names the targets.
+        dataset: what was given; for the path of a folder its `FolderSource`, whose `classes` names the targets.
+        sampler, batch_sampler: what was given, or this rank's share of the next epoch.
+        backend: "dali" or "torch".
+        transform: what DALI does.
         epoch: the epoch that the next `iter()` runs; each `iter()` adds one. Set it to repeat or skip one.
+        mixup_enabled: whether batches are mixed; set it to False to end mixing, as timm's training script does.
 
     Raises:
         FileNotFoundError, NotADirectoryError: for a folder that is not there or holds no classes or images.
         TypeError: for a dataset, or another argument, of another kind.
-        ValueError: for an argument out of range.
+        ValueError: for an argument out of range; for one that only DALI's path has, where it is not taken; for
+            ``backend="dali"`` with a dataset that DALI cannot take.
         RuntimeError: for a GPU that is not there, or an extension built without CUDA asked to use one.
         ImportError: if DALI is not installed.
 
-    While iterating: `SampleError` for bad samples as above, after every batch before theirs was given.
+    While iterating: `SampleError` for bad samples as above, after every batch before theirs was given; what a dataset
+    raises in a worker, with the worker's traceback.
 
     What the arguments set stays as it is: to set such an attribute later raises ValueError.
     """
@@ -99,20 +117,29 @@ class DataLoader:
 
     def __init__(
         self,
-        dataset: str | os.PathLike[str] | Source,
-        batch_size: int | BatchSizeSchedule = 1,
-        shuffle: bool | None = False,
+        dataset: Any,
+        batch_size: int | BatchSizeSchedule | None = 1,
+        shuffle: bool | None = None,
         sampler: Any = None,
         batch_sampler: Iterable[Any] | None = None,
-        *,
         num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
         drop_last: bool = False,
-        prefetch_factor: int = 2,
-        transform: Transform | None = None,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        generator: torch.Generator | None = None,
+        *,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        pin_memory_device: str = "",
+        in_order: bool = True,
+        transform: Any = None,
         size: SizeSchedule | None = None,
         device: str | int | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        memory_format: torch.memory_format = torch.channels_last,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format | None = None,
         mix: Mix | None = None,
         stable_addresses: bool = False,
         seed: int = 0,
@@ -123,20 +150,25 @@ class DataLoader:
         exif: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
+        backend: str | None = None,
     ) -> None:
-        self.batch_size = batch_size if callable(batch_size) else check_whole("batch_size", batch_size, 1)
+        self._batch_size = 1 if batch_size is None else batch_size
+        if not callable(self._batch_size):
+            self._batch_size = check_whole("batch_size", self._batch_size, 1)
         self.shuffle = False if shuffle is None else flag("shuffle", shuffle)
         self.drop_last = flag("drop_last", drop_last)
-        self.num_workers = choose_threads("num_workers", num_workers)
-        self.prefetch_factor = check_whole("prefetch_factor", prefetch_factor, 1)
+        check_worker_options(num_workers, timeout, persistent_workers, multiprocessing_context)
+        self.num_workers = int(num_workers)
+        self.pin_memory, self.pin_memory_device = pin_memory, pin_memory_device
+        self.timeout, self.worker_init_fn = timeout, worker_init_fn
+        self.multiprocessing_context, self.generator = multiprocessing_context, generator
+        self.persistent_workers, self.in_order = persistent_workers, in_order
+        if prefetch_factor is not None:
+            prefetch_factor = check_whole("prefetch_factor", prefetch_factor, 1)
+        self.prefetch_factor = 2 if prefetch_factor is None and num_workers > 0 else prefetch_factor
         self.seed = check_whole("seed", seed, 0, 2**64 - 1)
-        self._info = flag("info", info)
-        self._exif = flag("exif", exif)
+        info, exif = flag("info", info), flag("exif", exif)
         max_pixels = check_whole("max_pixels", max_pixels, 1)
-        if transform is not None and not isinstance(transform, Transform):
-            raise TypeError(
-                f"transform is {type(transform).__name__}; expected a Transform, as fastfeed.transforms.train(224)"
-            )
         if mix is not None and not isinstance(mix, Mix):
             raise TypeError(f"mix is {type(mix).__name__}; expected a fastfeed.Mix, as fastfeed.Mix(mixup=0.2)")
         if size is not None and not callable(size):
@@ -144,60 +176,94 @@ class DataLoader:
                 f"size is {size!r}; expected a function of the epoch and the step: one size belongs to the transform, "
                 "as fastfeed.transforms.train(224)"
             )
-        if isinstance(dataset, str | os.PathLike):
-            dataset = FolderSource(dataset)
-        if not isinstance(dataset, Source):
-            raise TypeError(
-                f"dataset is {type(dataset).__name__}; expected the path of a folder of class folders, or a "
-                "FolderSource, ListSource or TarSource"
-            )
-        if len(dataset) >= 2**32:
-            raise ValueError(f"dataset has {len(dataset)} samples; expected fewer than 2**32")
-        self.source = dataset
-        self.transform = transform if transform is not None else train()
-        self.device = choose_device(device)
-        self.mix = mix
-        self._epoch = 0
-        self.rank, self.world_size = rank_and_world_size(rank, world_size)
         if flag("stable_addresses", stable_addresses) and on_error == "drop":
             raise ValueError(
                 "stable_addresses needs batches of one size: take on_error='replace' or 'raise', not 'drop'"
             )
-        self.sampler = self._make_sampler(sampler, batch_sampler)
-        self._epochs = Epochs(
-            dataset, self.sampler, self.batch_size, self.seed, self.rank, self.world_size, drop_last=self.drop_last
-        )
-        # What must be the same for a state to go on where it was.
-        order = self.sampler.identity(len(dataset), dataset.labels)
-        self._identity = {"seed": self.seed, "samples": len(dataset), "order": order}
-        self._report = Report(on_error, max_errors)
-        self._preparer = Preparer(
-            dataset,
-            self.transform,
-            seed=self.seed,
-            size=size,
-            max_pixels=max_pixels,
-            exif=self._exif,
-            threads=self.num_workers,
-        )
-        # On a GPU the pass is queued on the consumer's stream as soon as DALI's work is: nothing is gained by waiting.
-        self._lag = 0 if self.device.type == "cuda" else 1
-        erase = self.transform.erase
-        noise = isinstance(erase, RandomErasing) and erase.value == "random"
-        self._finish = Finish(
-            self.transform.mean,
-            self.transform.std,
-            dtype,
-            memory_format,
-            fill=erase.value if isinstance(erase, RandomErasing) and not isinstance(erase.value, str) else 0.0,
-            threads=self.num_workers,
-            spare_outputs=self._lag + 2,
-        )
-        self._noise = noise
-        self._rings = Rings(self._finish, self.device, self._lag, stable_addresses)
-        self._idle_graph: Graph | None = self._new_graph(beginning(0))  # now, so that what is missing shows here
+        if rank is not None or world_size is not None:
+            rank, world_size = rank_and_world_size(rank, world_size)
+        self._rank, self._world_size = rank, world_size
+        self.dataset = dataset = as_dataset(dataset)
+        self._iterable = isinstance(dataset, IterableDataset)
+        self._given_sampler, self._given_batch_sampler = sampler, batch_sampler
+        if self._iterable and (shuffle or sampler is not None or batch_sampler is not None):
+            name = "shuffle" if shuffle else "sampler" if sampler is not None else "batch_sampler"
+            raise ValueError(f"{name} is given, but {type(dataset).__name__} is iterable, and decides the order itself")
+        self.batch_size = batch_size
+        self._order = self._make_order(self.shuffle, sampler, batch_sampler)
+        batched = batch_size is not None
+        self.batch_size = None if batch_sampler is not None else batch_size
+        if collate_fn is not None:
+            self.collate_fn = collate_fn
+        else:
+            self.collate_fn = default_collate if batched else default_convert
+        self.device = choose_device(device)
+        route = choose_route(dataset, transform, collate_fn, mix, backend)
+        self.backend = "torch" if route.source is None else "dali"
+        self.transform = route.transform
+        self.mix = mix or route.mix
+        self._size = None if self._iterable else length_of(dataset, self._order)
+        self._labels = labels_of(dataset) if route.source is None else route.source.labels
+        if not isinstance(self._order, TorchSampler):  # now: what does not go with the dataset shows here
+            self._order_name = self._order.identity(self._size or 0, self._labels)
+        common: dict[str, Any] = {
+            "batched": batched,
+            "device": self.device,
+            "stable_addresses": stable_addresses,
+            "info": info,
+        }
+        self._engine: Decoding | Workers
+        if route.source is None:
+            route.refuse(
+                transform=transform is not None,
+                size=size is not None,
+                dtype=dtype is not None,
+                memory_format=memory_format is not None,
+                mix=mix is not None,
+                on_error=on_error != "raise",
+                max_errors=max_errors is not None,
+                max_pixels=max_pixels != MAX_PIXELS,
+                exif=exif,
+            )
+            if self._iterable and (info or callable(batch_size)):
+                name = "info" if info else "a batch_size by schedule"
+                raise ValueError(f"{name} needs indices of samples, and {type(dataset).__name__} is iterable")
+            self._engine = Workers(
+                dataset,
+                batch_size=batch_size if isinstance(batch_size, int) else 1,
+                drop_last=self.drop_last,
+                num_workers=self.num_workers,
+                collate_fn=collate_fn,
+                pin_memory=pin_memory,
+                timeout=timeout,
+                worker_init_fn=worker_init_fn,
+                multiprocessing_context=multiprocessing_context,
+                generator=generator,
+                prefetch_factor=self.prefetch_factor if num_workers > 0 else None,
+                persistent_workers=persistent_workers,
+                pin_memory_device=pin_memory_device,
+                **common,
+            )
+        else:
+            self._engine = Decoding(
+                route.source,
+                route.transform,
+                self._epochs(rank=0, world_size=1),
+                seed=self.seed,
+                threads=choose_threads("num_workers", num_workers),
+                depth=self.prefetch_factor or 2,
+                size=size,
+                dtype=dtype or route.dtype or torch.float32,
+                memory_format=memory_format or torch.channels_last,
+                mix=self.mix,
+                on_error=on_error,
+                max_errors=max_errors,
+                max_pixels=max_pixels,
+                exif=exif,
+                **common,
+            )
+        self._epoch = 0
         self._closed = False  # and not used since
-        self._pid = os.getpid()
         # The last batch that was given; None between epochs, where `_resume` is where the next `iter()` begins.
         self._progress: dict[str, Any] | None = None
         self._resume: dict[str, Any] | None = None
@@ -211,18 +277,62 @@ class DataLoader:
             raise ValueError(
                 f"{name} cannot be set once the DataLoader is made: make another one, which goes on from this one's "
                 "state_dict() with load_state_dict(). Image sizes can change by `size`, a schedule; the epoch by "
-                "set_epoch()"
+                "set_epoch(); mixing ends with mixup_enabled = False"
             )
         super().__setattr__(name, value)
 
     @property
+    def rank(self) -> int:
+        """Number of this process, as given, or as torch.distributed has it now."""
+        return rank_and_world_size(self._rank, self._world_size)[0]
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks, likewise."""
+        return rank_and_world_size(self._rank, self._world_size)[1]
+
+    @property
+    def sampler(self) -> Any:
+        """What was given, or this rank's share of the epoch that the next `iter()` runs."""
+        if self._given_sampler is not None or self._iterable:
+            return self._given_sampler
+        if isinstance(self._order, TorchSampler):
+            return getattr(self._order.sampler, "sampler", None) if self._order.batched else self._order.sampler
+        return EpochSampler(partial(self._epochs, drop_last=False), self._epoch, self.set_epoch)
+
+    @property
+    def batch_sampler(self) -> Any:
+        """What was given, or the batches of `sampler`; None where there are none, or a schedule decides."""
+        if self._given_batch_sampler is not None or self._iterable or not isinstance(self.batch_size, int):
+            return self._given_batch_sampler
+        sampler = self.sampler
+        if isinstance(sampler, EpochSampler):
+            return EpochBatchSampler(sampler, self.batch_size, self.drop_last, self._epochs)
+        return BatchSampler(sampler, self.batch_size, self.drop_last)
+
+    @property
     def errors(self) -> list[BadSample]:
         """The bad samples that were met so far, each once, with its newest reason."""
-        return self._report.samples
+        return list(self._engine.errors)
+
+    @property
+    def mixup_enabled(self) -> bool:
+        """Whether batches are mixed; the epoch that is running is changed too, from its next batches on."""
+        return self._engine.mixing
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        if enabled and self.mix is None:
+            raise ValueError("mixup_enabled cannot be True without mix: give the DataLoader a fastfeed.Mix")
+        self._engine.mixing = flag("mixup_enabled", enabled)
 
     def __len__(self) -> int:
-        """Batches of the epoch that the next `iter()` runs, on every rank the same."""
-        return self._epochs.batches_left(beginning(self._epoch))
+        """Batches of the epoch that the next `iter()` runs, on every rank the same.
+
+        Raises:
+            TypeError: if the dataset is iterable, or a PyTorch sampler decides, and has no length.
+        """
+        return self._engine.batches_left(beginning(self._epoch), self._epochs())
 
     @property
     def epoch(self) -> int:
@@ -234,18 +344,23 @@ class DataLoader:
         self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the next `iter()` runs, from its beginning."""
+        """Set the epoch that the next `iter()` runs: from its beginning, or, if it is that of a state that was loaded
+        and not yet gone on from, from there.
+        """
         epoch = check_whole("epoch", epoch, 0)
-        self._epoch, self._resume, self._progress, self._newest = epoch, None, None, None
+        if self._resume is None or self._resume["epoch"] != epoch:
+            self._epoch, self._resume, self._progress, self._newest = epoch, None, None, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the iterator is that was begun last, after the batch that it gave last: a few numbers, and a
         text for the order that the samples come in.
 
         It may be loaded by a loader with another batch size or number of ranks: what is left of the epoch is cut anew.
+        That of an iterable dataset counts its batches, which are made again and skipped when it is loaded, unless the
+        dataset has `state_dict` and `load_state_dict` and there are no workers.
         """
         progress = self._progress or self._resume or beginning(self._epoch)
-        return {**progress, **self._identity}
+        return {**progress, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue, with the next `iter()`, from a state.
@@ -263,7 +378,7 @@ class DataLoader:
                 f"the state has no {', '.join(sorted(missing))}, only {', '.join(map(str, state)) or 'nothing'}: "
                 "expected what DataLoader.state_dict() returned"
             )
-        for name, own in self._identity.items():
+        for name, own in self._identity().items():
             if state[name] != own:
                 raise ValueError(
                     f"the state is of a loader with {name} = {state[name]}, and this one has {own}: its batches would "
@@ -276,10 +391,12 @@ class DataLoader:
         self._epoch, self._progress, self._newest = numbers["epoch"], None, None
 
     def __iter__(self) -> EpochIterator:
-        start = self._resume or beginning(self._epoch)
+        self._adopt_epoch()
+        start, epochs = self._resume or beginning(self._epoch), self._epochs()
         self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
         self._newest, self._closed = object(), False
-        return EpochIterator(self._run(start, self._newest), partial(self._epochs.batches_left, start))
+        length = partial(self._engine.batches_left, start, epochs)
+        return EpochIterator(self._run(start, epochs, self._newest), length)
 
     def __enter__(self) -> "DataLoader":
         return self
@@ -288,30 +405,15 @@ class DataLoader:
         self.close()
 
     def close(self) -> None:
-        """Give back threads and memory; what an iterator uses that is running, when it ends.
+        """Give back threads, workers and memory; what an iterator uses that is running, when it ends.
 
         The loader can be used again.
         """
         self._closed = True
-        self._idle_graph = None
-        self._rings.close()
-        self._preparer.close()
-        self._finish.close()
-        self.source.close()
+        self._engine.close()
 
-    def _make_sampler(self, sampler: Any, batch_sampler: Any) -> Sampler | TorchSampler:
-        if batch_sampler is not None:
-            if self.batch_size != 1 or self.shuffle or sampler is not None or self.drop_last:
-                raise ValueError("batch_sampler goes with no batch_size, shuffle, sampler or drop_last: it decides all")
-            return TorchSampler(batch_sampler, batched=True, world_size=self.world_size)
-        if sampler is None:
-            return Shuffled() if self.shuffle else Sequential()
-        if self.shuffle:
-            raise ValueError("sampler goes with shuffle=False: it decides the order")
-        return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler, world_size=self.world_size)
-
-    def _run(self, start: dict[str, Any], this: object) -> Generator[Any, None, None]:
-        batches = self._rings.run(self._decoded(start))
+    def _run(self, start: dict[str, Any], epochs: Epochs, this: object) -> Generator[Any, None, None]:
+        batches = self._engine.run(start, epochs)
         try:
             # `map`, which keeps no reference to what it gives: the batch is the consumer's.
             yield from map(partial(self._give, this), batches)
@@ -322,137 +424,56 @@ class DataLoader:
         if this is self._newest:
             self._progress = None
 
-    def _give(self, this: object, done: Done) -> Any:
-        targets, info, progress = done.tag
+    def _give(self, this: object, given: Given) -> Any:
         if this is self._newest:
-            self._progress = progress
-        rest = iter(done.rest)
-        targets = replace_leaves(targets, lambda _, leaf: next(rest) if isinstance(leaf, torch.Tensor) else leaf)
-        if not self._info:
-            return done.images, targets
-        return done.images, targets, replace(info, valid=next(rest))
+            self._progress = given.progress
+        return given.batch
 
-    def _decoded(self, start: dict[str, Any]) -> Iterator[Work]:
-        # An iterator owns a graph while it runs: two over one loader do not mix their batches.
-        graph, epoch, count = self._take_graph(start), start["epoch"], start["bad"]
-        prepared = ahead((self._preparer.prepare(epoch, picks) for picks in self._epochs.steps(start)), depth=1)
-        pending: deque[Prepared] = deque()
-        begun: deque[tuple[Prepared, Images]] = deque()
-        lag = 0
-        error: Exception | None = None
+    def _make_order(self, shuffle: bool, sampler: Any, batch_sampler: Any) -> Sampler | TorchSampler:
+        """Return what decides which samples come, and when."""
+        if batch_sampler is not None:
+            if self.batch_size != 1 or shuffle or sampler is not None or self.drop_last:
+                raise ValueError("batch_sampler goes with no batch_size, shuffle, sampler or drop_last: it decides all")
+            return TorchSampler(batch_sampler, batched=True)
+        if self.batch_size is None and self.drop_last:
+            raise ValueError("drop_last goes with a batch_size, which is None: there are no batches")
+        if sampler is None:
+            if shuffle and self.generator is not None:
+                return TorchSampler(RandomSampler(self.dataset, generator=self.generator))
+            return Shuffled() if shuffle else Sequential()
+        if shuffle:
+            raise ValueError("sampler goes with shuffle=False: it decides the order")
+        return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler)
 
-        def submit_next() -> None:
-            nonlocal error
-            try:
-                batch = None if error is not None else next(prepared, None)
-            except Exception as raised:
-                error = raised  # its turn comes after the batches before it
-                return
-            if batch is not None:
-                pending.append(batch)
-                graph.submit(batch.entry)
-
-        try:
-            for _ in range(graph.depth):
-                submit_next()
-            while pending or begun:
-                if pending:
-                    begun.append((pending.popleft(), graph.result()))
-                    self._preparer.remember(begun[-1][0])
-                    submit_next()
-                if len(begun) > lag or not pending:
-                    lag = self._lag  # but the first batch at once: somebody waits for it
-                    count += len(begun[0][0].all_bad)
-                    work = self._work(*begun.popleft(), epoch, count)
-                    if work is not None:
-                        yield work
-            if error is not None:
-                raise error
-            self._idle_graph = graph
-        except (GeneratorExit, SampleError):
-            self._idle_graph = graph
-            raise  # anything else, an interrupt say, may have come in the middle of a call of the graph: not kept
-        finally:
-            prepared.close()
-            begun.clear()
-            del error  # it holds this frame by its traceback: do not close the circle
-
-    def _work(self, batch: Prepared, images: Images, epoch: int, count: int) -> Work | None:
-        """Return what the last pass is to do, or None for a batch of which nothing is left.
-
-        `count` is how many positions of the epoch had a bad sample so far, with those of this batch.
-        """
-        pixels = images.wait()
-        picks, plan, targets, names = batch.picks, batch.entry.plan, batch.targets, batch.names
-        index, valid = torch.from_numpy(picks.index), torch.from_numpy(picks.valid)
-        bad = batch.all_bad
-        if bad:
-            reasons = {int(index[i]): (names[i], reason) for i, reason in bad.items()}
-            self._report.add(reasons, epoch, count, self._epochs.size())
-            taken = self._report.select(len(index), bad)
-            if not taken:
-                return None
-            pixels, plan = _rows(pixels, taken), plan.at(np.array(taken))
-            targets = select(targets, taken)
-            valid = valid.clone()
-            valid[list(bad)] = False
-            if self._report.mode == "drop":
-                index, valid, names = index[taken], valid[taken], [names[i] for i in taken]
-        n, height, width, _ = pixels.shape
-        mixing: dict[str, Any] = {}
-        if self.mix is not None:
-            position = int(picks.position[0])
-            mix = draw_mix(self.mix, n, height, width, seed=self.seed, epoch=epoch, batch=position)
-            mixing = {"partner": mix.partner, "weight": mix.weight, "cut": mix.box}
-            targets = mix_target(targets, mix)
-        noise = plan.noise_key if self._noise else None
-        parameters = SampleParameters(
-            n,
-            flip=(plan.flip & 1) > 0,
-            vertical_flip=(plan.flip & 2) > 0,
-            erase=plan.erase,
-            noise_key=noise,
-            **mixing,
+    def _epochs(
+        self, *, rank: int | None = None, world_size: int | None = None, drop_last: bool | None = None
+    ) -> Epochs:
+        """Return the epochs of this rank, or of another one."""
+        if rank is None or world_size is None:
+            rank, world_size = rank_and_world_size(self._rank, self._world_size)
+        # To a dataset's own code any index may mean something.
+        checked = self.backend == "dali" or not isinstance(self._order, TorchSampler)
+        return Epochs(
+            self._size if checked else None,
+            self._labels,
+            self._order,
+            self._batch_size,
+            self.seed,
+            rank,
+            world_size,
+            drop_last=self.drop_last if drop_last is None else drop_last,
         )
-        rest = [leaf for _, leaf in leaves(targets) if isinstance(leaf, torch.Tensor)]
-        if self._info:
-            rest.append(valid)
-        progress = {
-            "epoch": epoch,
-            "consumed": picks.consumed,
-            "step": picks.step + 1,
-            "sampler": picks.sampler_state,
-            "bad": count,
-        }
-        return Work(pixels, parameters, rest, (targets, SampleInfo(index, valid, names), progress))
 
-    def _new_graph(self, start: dict[str, Any]) -> Graph:
-        try:
-            depth = max(1, min(self.prefetch_factor, self._epochs.batches_left(start)))
-        except TypeError:  # of a sampler without a length
-            depth = self.prefetch_factor
-        largest = self._epochs.largest_batch(start)
-        return Graph(self.transform, largest, self.device, self.num_workers, depth, exif=self._exif)
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same for a state to go on where it was."""
+        order = self._order.identity(self.world_size) if isinstance(self._order, TorchSampler) else self._order_name
+        return {"seed": self.seed, "samples": self._size, "order": order}
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Threads and GPU memory, which no copy can share.
-        return {**self.__dict__, "_idle_graph": None}
-
-    def _take_graph(self, start: dict[str, Any]) -> Graph:
-        graph, self._idle_graph = self._idle_graph, None
-        if graph is not None and self._pid != os.getpid():  # a fork copies DALI without its threads
-            graph, self._pid = None, os.getpid()
-        if graph is None or graph.max_batch_size < self._epochs.largest_batch(start):
-            return self._new_graph(start)
-        graph.drain()  # of what an epoch that was left early did not take
-        return graph
+    def _adopt_epoch(self) -> None:
+        """Take over an epoch that a script set by a PyTorch sampler's `set_epoch`, as it does for PyTorch's loader."""
+        epoch = self._order.epoch_set_elsewhere() if isinstance(self._order, TorchSampler) else None
+        if epoch is not None:
+            self.set_epoch(epoch)
 
 
-def _rows(pixels: torch.Tensor, taken: list[int]) -> torch.Tensor:
-    # NumPy on the CPU: PyTorch's threads do not outlive a fork, and a child would wait for them for ever.
-    if pixels.is_cuda:
-        return pixels[torch.tensor(taken, device=pixels.device)]
-    return torch.from_numpy(pixels.numpy()[taken])
-
-
-_ARGUMENTS = frozenset(inspect.signature(DataLoader).parameters) | {"source"}
+_ARGUMENTS = frozenset(inspect.signature(DataLoader).parameters)

@@ -47,7 +47,7 @@ class BatchPicks:
     """What one rank takes in one step: N samples.
 
     Attributes:
-        index: [N] int64, the samples.
+        index: [N] int64, the samples; of objects, where a PyTorch sampler gives what is not checked.
         copy: [N] int64, as in `Picks`.
         valid: [N] bool, False for padding: repeats of the step's first sample, in a last step that does not go up in
             the number of ranks.
@@ -57,13 +57,17 @@ class BatchPicks:
         sampler_state: state dict of a PyTorch sampler after this step, if it has one.
     """
 
-    index: Indices
+    index: npt.NDArray[Any]
     copy: Indices
     valid: npt.NDArray[np.bool_]
     position: Indices
     step: int
     consumed: int
     sampler_state: Any = None
+
+    def progress(self, epoch: int) -> dict[str, Any]:
+        """Return where an epoch goes on after this step, for the state of a loader."""
+        return {"epoch": epoch, "consumed": self.consumed, "step": self.step + 1, "sampler": self.sampler_state}
 
 
 class Batches:
@@ -184,9 +188,9 @@ def rank_and_world_size(rank: int | None = None, world_size: int | None = None) 
                 warnings.warn(
                     f"WORLD_SIZE is {started} in the environment, but torch.distributed is not initialised: this "
                     "loader takes every sample, as those of the other ranks do. Call "
-                    "torch.distributed.init_process_group() before you make the loader, or give it rank and "
+                    "torch.distributed.init_process_group() before you use the loader, or give it rank and "
                     "world_size (0 and 1, if every rank is to take all)",
-                    stacklevel=3,
+                    stacklevel=4,  # of who begins an epoch
                 )
             return 0, 1
         return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -26,13 +26,14 @@ class Work:
     """A batch as a loader gives it.
 
     Attributes:
-        images: uint8 [N, H, W, C], for the last pass; or floating point [N, C, H, W] in 0 to 1, to be normalised.
-        parameters: of the last pass; None for floating point images.
+        images: uint8 [N, H, W, C], for the last pass; or floating point [N, C, H, W] in 0 to 1, to be normalised; or
+            None, where the whole batch is to be moved as it is.
+        parameters: of the last pass; None without uint8 images.
         rest: the other tensors of the batch.
         tag: anything that is to come out with the batch.
     """
 
-    images: torch.Tensor
+    images: torch.Tensor | None
     parameters: SampleParameters | None
     rest: list[torch.Tensor]
     tag: Any = None
@@ -40,9 +41,9 @@ class Work:
 
 @dataclass
 class Done:
-    """A finished batch: images [N, C, H, W] and the other tensors, on the device."""
+    """A finished batch: images [N, C, H, W], if it has some, and the other tensors, on the device."""
 
-    images: torch.Tensor
+    images: torch.Tensor | None
     rest: list[torch.Tensor]
     tag: Any
 
@@ -64,14 +65,14 @@ class StableTensors:
                     tensor.record_stream(stream)
         self._consumer = stream
 
-    def check(self, images: torch.Tensor, rest: list[torch.Tensor]) -> None:
+    def check(self, images: torch.Tensor | None, rest: list[torch.Tensor]) -> None:
         """Raise ValueError for images [N, C, H, W], or other tensors, that do not fit into the first batch's."""
-        if self.images is None or self._rest is None:
+        if self._rest is None:
             return
         way_out = (
             "stable_addresses=True needs batches of one shape: leave out the last one of an epoch with drop_last=True"
         )
-        if images.shape != self.images.shape:
+        if images is not None and self.images is not None and images.shape != self.images.shape:
             raise ValueError(
                 f"images are [N, C, H, W] = {list(images.shape)}, and in the first batch they were "
                 f"{list(self.images.shape)}. {way_out}"
@@ -88,7 +89,7 @@ class StableTensors:
                     f"{kept.dtype} {list(kept.shape)}. {way_out}"
                 )
 
-    def keep(self, images: torch.Tensor, rest: list[torch.Tensor]) -> list[torch.Tensor]:
+    def keep(self, images: torch.Tensor | None, rest: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the tensors at the addresses of the first batch, for use in the current stream."""
         self.images = images
         if self._rest is None:
@@ -114,9 +115,9 @@ class HostRing:
 
     def start(self, work: Work) -> Any:
         """Begin work on a batch, which `take` gives back."""
-        images = work.images.to("cpu")
+        images = None if work.images is None else work.images.to("cpu")
         work = Work(images, work.parameters, [tensor.to("cpu") for tensor in work.rest], work.tag)
-        if self._stable is not None or images.dtype != torch.uint8:
+        if self._stable is not None or images is None or images.dtype != torch.uint8:
             return work, None, None
         return (work, *self._finish.submit(images, work.parameters))
 
@@ -192,14 +193,13 @@ class DeviceRing:
         slot.copied.synchronize()  # by the batch before the last depth + 1: see the top of the file
         slot.source = None
         copy = _Copy(work, slot)
-        if any(tensor.is_cuda for tensor in (work.images, *work.rest)):
+        if any(tensor is not None and tensor.is_cuda for tensor in (work.images, *work.rest)):
             # Made by the loader on the current stream, which need not be the one they are taken on.
-            work.images, *work.rest = (
-                tensor.to(self._device, non_blocking=True) if tensor.is_cuda else tensor
-                for tensor in (work.images, *work.rest)
-            )
+            if work.images is not None and work.images.is_cuda:
+                work.images = work.images.to(self._device, non_blocking=True)
+            work.rest = [t.to(self._device, non_blocking=True) if t.is_cuda else t for t in work.rest]
             slot.copied.record(torch.cuda.current_stream(self._device))
-        if work.images.is_cuda:
+        if work.images is None or work.images.is_cuda:
             copy.images = work.images
         else:
             images = work.images = _in_one_piece(work.images)
@@ -225,7 +225,6 @@ class DeviceRing:
             copy.ticket.wait()
         if not copy.sent:
             self._send(copy)
-        assert copy.images is not None
         consumer = torch.cuda.current_stream(self._device)
         consumer.wait_event(copy.slot.copied)
         if self._stable is not None:
@@ -353,13 +352,16 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
 
 
 def _finished(
-    finish: Finish, images: torch.Tensor, work: Work, rest: list[torch.Tensor], stable: StableTensors | None
+    finish: Finish, images: torch.Tensor | None, work: Work, rest: list[torch.Tensor], stable: StableTensors | None
 ) -> Done:
     """Run the last pass in the caller's thread and stream."""
     out = None if stable is None else stable.images
     if stable is not None:
-        stable.check(images.permute(0, 3, 1, 2) if images.dtype == torch.uint8 else images, rest)
-    if images.dtype == torch.uint8:
+        nhwc = images is not None and images.dtype == torch.uint8
+        stable.check(images.permute(0, 3, 1, 2) if images is not None and nhwc else images, rest)
+    if images is None:
+        pass
+    elif images.dtype == torch.uint8:
         images = finish(images, work.parameters, out=out)
     else:
         images = finish.normalize(images, out=out)

@@ -250,29 +250,31 @@ class TorchSampler:
     Args:
         sampler: what to iterate over, once in every epoch.
         batched: whether it is a batch sampler.
-        world_size: number of ranks, each with a sampler of its own.
 
     Raises:
         TypeError: for a sampler that cannot be iterated over.
     """
 
-    def __init__(self, sampler: Iterable[Any], *, batched: bool = False, world_size: int = 1) -> None:
+    def __init__(self, sampler: Iterable[Any], *, batched: bool = False) -> None:
         self.sampler = sampler
         self.batched = batched
-        self.world_size = world_size
+        self._digest: str | None = None
+        self._epoch = 0  # that was set here last; samplers begin with 0
         self._name = "batch_sampler" if batched else "sampler"
         iterable = hasattr(sampler, "__iter__") or hasattr(sampler, "__getitem__")
         if isinstance(sampler, type) or not iterable:
             raise TypeError(f"{self._name} is {type(sampler).__name__}; expected an iterable of indices")
         self._stateful = all(callable(getattr(sampler, name, None)) for name in ("state_dict", "load_state_dict"))
 
-    def identity(self, size: int, labels: Labels | None) -> str:
+    def identity(self, world_size: int) -> str:
         """Return a digest of indices that are listed; else the class of the sampler, whose settings nobody knows.
 
         With several ranks it is the class in any case: their lists differ, and any rank's state is for all of them.
         """
-        digest = _digest_of_indices(self.sampler, self.batched) if self.world_size == 1 else None
-        return f"{self._name} {type(self.sampler).__name__}" if digest is None else f"{self._name} of indices {digest}"
+        if world_size == 1 and self._digest is None:  # once: a state may be asked for after every batch
+            self._digest = _digest_of_indices(self.sampler, self.batched) or ""
+        digest = self._digest if world_size == 1 else None
+        return f"{self._name} of indices {digest}" if digest else f"{self._name} {type(self.sampler).__name__}"
 
     def num_batches(self, batch_size: BatchSize, *, drop_last: bool = False, start: int = 0, step: int = 0) -> int:
         """Return the number of steps to the end of an epoch on this rank.
@@ -297,7 +299,7 @@ class TorchSampler:
 
     def batches(
         self,
-        size: int,
+        size: int | None,
         batch_size: BatchSize,
         *,
         epoch: int,
@@ -314,7 +316,7 @@ class TorchSampler:
         came before: so it is right after a resume, and where several ranks draw the same sample.
 
         Args:
-            size: number of samples in the source.
+            size: number of samples in the source; None lets any index through, whatever it is.
             batch_size: as for `Batches`; a batch sampler decides for itself.
             epoch: what `set_epoch` is called with.
             drop_last: leave out a last batch that is not full; a batch sampler decides for itself.
@@ -335,18 +337,16 @@ class TorchSampler:
                 f"{world_size} only. Resume on the number of ranks that the state was saved on"
             )
         done = start // world_size
-        set_epoch = getattr(self.sampler, "set_epoch", None)
-        if set_epoch is None and self.batched:
-            set_epoch = getattr(getattr(self.sampler, "sampler", None), "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
+        if (sampler := self._with_epoch()) is not None:
+            sampler.set_epoch(epoch)
+            self._epoch = epoch
         skip = done
         if self._stateful and state is not None:
             self.sampler.load_state_dict(state)  # type: ignore[attr-defined]
             skip = 0
         groups = self._groups(batch_size, drop_last, skip, step)
         for number, group in enumerate(groups, step):
-            index = self._checked(group, size)
+            index = _as_objects(group) if size is None else self._checked(group, size)
             position = (done + np.arange(len(index), dtype=np.int64)) * world_size + rank
             done += len(index)
             yield BatchPicks(
@@ -359,6 +359,16 @@ class TorchSampler:
                 # A copy: the sampler may give its own, and change it.
                 sampler_state=deepcopy(self.sampler.state_dict()) if self._stateful else None,  # type: ignore[attr-defined]
             )
+
+    def epoch_set_elsewhere(self) -> int | None:
+        """Return the sampler's epoch, if it was set by somebody else since `batches` set it."""
+        epoch = getattr(self._with_epoch(), "epoch", None)
+        return epoch if isinstance(epoch, int) and epoch != self._epoch else None
+
+    def _with_epoch(self) -> Any:
+        """Return the sampler that has `set_epoch`, or None."""
+        inner = getattr(self.sampler, "sampler", None) if self.batched else None
+        return next((sampler for sampler in (self.sampler, inner) if hasattr(sampler, "set_epoch")), None)
 
     def _groups(self, batch_size: BatchSize, drop_last: bool, skip: int, step: int) -> Iterator[list[Any]]:
         """Give the sampler's indices batch by batch, without the first `skip`."""
@@ -408,6 +418,13 @@ class TorchSampler:
                 raise IndexError(f"{self._name} gave index {number}; expected 0 or more and less than {size}")
             index[i] = number
         return index
+
+
+def _as_objects(group: list[Any]) -> npt.NDArray[Any]:
+    index = np.empty(len(group), object)
+    for i, value in enumerate(group):  # one by one: NumPy would take a list of tuples for two dimensions
+        index[i] = value
+    return index
 
 
 def _digest(values: npt.NDArray[Any]) -> str:

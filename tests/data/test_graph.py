@@ -134,7 +134,7 @@ def run_in_turn(graph, entries, depth=2):
 @pytest.mark.parametrize("bad", [[0], [3], [0, 1, 2, 3]])
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_images_that_cannot_be_decoded_change_no_other(source, at, bad, whole):
-    transform = transforms.train(16, auto_augment="trivial")
+    transform = transforms.train(16, augment="trivial")
     batches = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 0, 2, 4], [1, 3, 5, 7]]
 
     def entries():

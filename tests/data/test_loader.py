@@ -191,9 +191,9 @@ def test_leaving_an_epoch_early_leaves_the_next_one_whole(folder, taken):
     del iterator
     gc.collect()
     fresh.epoch = 1
-    graph = data._idle_graph
+    graph = data._engine._idle_graph
     assert torch.equal(epoch(data)[0], epoch(fresh)[0])
-    assert data._idle_graph is graph  # built once, which on a GPU is dear
+    assert data._engine._idle_graph is graph  # built once, which on a GPU is dear
 
 
 def test_two_iterators_at_once(folder):

@@ -64,7 +64,7 @@ def test_ranks_take_turns_in_the_order_of_one(folder):
 
 PARTS = {
     "crop": {"crop": Resize(20)}, "horizontal flip": {"horizontal_flip": 0.0}, "vertical flip": {"vertical_flip": 0.0},
-    "auto-augment": {"auto_augment": None}, "colour": {"color_jitter": None}, "grey": {"grayscale": 0.0},
+    "auto-augment": 0, "colour": 1, "grey": 2,
     "erase": {"erase": None},
 }  # fmt: skip
 
@@ -74,9 +74,10 @@ PARTS = {
 def test_every_random_part_is_at_work(folder, auto_augment, value, part):
     # or the tests above would compare nothing with nothing
     transform = everything(auto_augment, value)
-    whole, without = (
-        by_index(make_loader(folder, 64, transform=t)) for t in (transform, replace(transform, **PARTS[part]))
-    )
+    what = PARTS[part]
+    if isinstance(what, int):  # which of the steps
+        what = {"augment": [step for i, step in enumerate(transform.steps) if i != what]}
+    whole, without = (by_index(make_loader(folder, 64, transform=t)) for t in (transform, replace(transform, **what)))
     assert sum(not torch.equal(whole[i][0], without[i][0]) for i in whole) > SIZE / 10
 
 
@@ -89,7 +90,7 @@ def test_a_sample_differs_between_epochs_and_seeds(folder):
         assert not torch.equal(first[i][0], other[i][0])
 
 
-COPIED = [RandomResizedCrop(20), {"color_jitter": ColorJitter(0.9, 0.9)}, {"erase": RandomErasing(1.0, value="random")}]
+COPIED = [RandomResizedCrop(20), {"augment": ColorJitter(0.9, 0.9)}, {"erase": RandomErasing(1.0, value="random")}]
 
 
 @pytest.mark.parametrize("part", COPIED, ids=["crop", "colour", "erase"])
@@ -177,19 +178,19 @@ def test_length_stays_through_breaks_epochs_set_and_resumes(folder):
 
 def test_sizes_that_grow_from_epoch_to_epoch(folder):
     data = make_loader(folder, 40, size=ProgressiveSize(16, 32, epochs=3, multiple=8))
-    graph = data._idle_graph
+    graph = data._engine._idle_graph
     for expected in (16, 24, 32, 32):
         assert {images.shape[2:] for images, _, _ in data} == {(expected, expected)}
     data.epoch = 0
     assert next(iter(data))[0].shape[2:] == (16, 16)
-    assert data._idle_graph is graph  # not rebuilt
+    assert data._engine._idle_graph is graph  # not rebuilt
 
 
 @pytest.mark.parametrize("crop", [Resize(24), CenterCrop(24, 28), RandomCrop(24, pad_if_needed=True)])
 def test_sizes_that_change_between_steps(folder, crop):
     schedule = MultiScale((16, 24, (32, 20)), every=2, seed=1)
     data = make_loader(folder, 6, size=schedule, transform=Transform(crop), prefetch_factor=3)
-    graph = data._idle_graph
+    graph = data._engine._idle_graph
     seen = set()
     for epoch in range(2):
         sizes = [tuple(images.shape[2:]) for images, _, _ in data]
@@ -197,7 +198,7 @@ def test_sizes_that_change_between_steps(folder, crop):
         assert sizes == [(size, size) if isinstance(size, int) else size for size in declared]
         seen.update(sizes)
     assert len(seen) == 3
-    assert data._idle_graph is graph
+    assert data._engine._idle_graph is graph
 
 
 @pytest.mark.parametrize("crop", [Resize, lambda size: RandomCrop(size, padding=4)])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastfeed import DataLoader, Mix
-from fastfeed.data import graph, transforms
+from fastfeed import DataLoader, Mix, transforms
+from fastfeed.data import graph
 from fastfeed.data.errors import BadSample, SampleError
 from fastfeed.data.finish import SampleParameters, finish_reference
 from fastfeed.data.mix import draw_mix

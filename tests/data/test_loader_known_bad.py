@@ -222,7 +222,7 @@ def test_what_is_kept_is_as_much_as_there_are_bad_samples(folder):
     data = loader(folder, on_error="replace", shuffle=True)
     for _ in range(3):
         list(data)
-        assert sorted(data._preparer._unreadable) == list(UNREADABLE)
+        assert sorted(data._engine._preparer._unreadable) == list(UNREADABLE)
 
 
 # ------------------------------------------------------------------------------------- how many an epoch may have
@@ -303,5 +303,5 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), count)
 
 def test_no_more_batches_are_in_flight_than_an_epoch_has(folder):
     data = loader(folder, 6, prefetch_factor=500, on_error="replace")
-    assert data._idle_graph.depth == 2
+    assert data._engine._idle_graph.depth == 2
     assert sum(len(images) for images, *_ in data) == COUNT

@@ -201,8 +201,8 @@ def test_a_reader_that_dies_ends_the_process(folder):
     script = """
 from tests.data.test_loader_threads import Breaking, Stop
 
-data.source.__class__ = Breaking
-data.source.error, data.source.at, data.source.reads = Stop("of the reader"), 3, 0
+data.dataset.__class__ = Breaking
+data.dataset.error, data.dataset.at, data.dataset.reads = Stop("of the reader"), 3, 0
 for _ in data:
     pass
 """

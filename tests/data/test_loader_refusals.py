@@ -54,8 +54,8 @@ def test_bad_arguments(folder, options, error, message):
 def test_bad_datasets(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         loader(tmp_path / "absent")
-    with pytest.raises(TypeError, match="dataset is list"):
-        loader([1, 2, 3])
+    with pytest.raises(TypeError, match="dataset is int; expected the path of a folder"):
+        loader(3)
 
 
 def test_a_size_schedule_that_gives_nonsense_is_named(folder):

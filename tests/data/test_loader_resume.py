@@ -215,12 +215,16 @@ def test_an_epoch_that_is_set_begins_at_its_beginning(folder):
     data = make_loader(folder, shuffle=True)
     epochs = [list(data) for _ in range(3)]
     _, state = taken(make_loader(folder, shuffle=True), 3)
-    for how in (lambda: data.set_epoch(2), lambda: setattr(data, "epoch", 2)):
+    for how in (lambda: data.set_epoch(2), lambda: setattr(data, "epoch", 2), lambda: data.sampler.set_epoch(2)):
         data.load_state_dict(state)
         how()
         assert_same_batches(list(data), epochs[2])
         assert data.epoch == 3
-    data.load_state_dict(state)
+        # Scripts set the epoch that they go on in after a resume, too: it goes on.
+        data.load_state_dict(state)
+        data.set_epoch(0)
+        assert_same_batches(list(data), epochs[0][3:])
+    next(iter(data))
     data.set_epoch(0)
     assert data.state_dict()["consumed"] == 0
     assert_same_batches(list(data), epochs[0])

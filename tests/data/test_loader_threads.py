@@ -136,7 +136,7 @@ def test_no_thread_after_close(folder, epochs):
     data = make(folder)
     list(data)
     data.close()
-    assert data._idle_graph is None
+    assert data._engine._idle_graph is None
     gc.collect()
     before = threads()
     data.set_epoch(0)
@@ -202,8 +202,8 @@ def test_an_iterator_that_outlives_close_leaves_no_threads(folder, leave):
         with pytest.raises(OSError, match="Input/output error"):
             list(iterator)
         error.__traceback__ = None  # which holds the graph
-    assert data._idle_graph is None
-    assert data._rings._idle is None
+    assert data._engine._idle_graph is None
+    assert data._engine._rings._idle is None
     assert_no_more_threads_than(before)
 
 
@@ -215,7 +215,7 @@ def test_an_iterator_that_outlives_close_leaves_a_loader_in_use_alone(folder, ep
     second = iter(data)
     got = [next(second)]
     list(first)
-    graph = data._idle_graph
+    graph = data._engine._idle_graph
     assert graph is not None
     assert_same_batches([*got, *second], epochs[1])
     assert_same_batches(list(data), epochs[2])
@@ -321,7 +321,7 @@ def test_a_training_step_that_raises(folder, epochs, error):
 def test_an_interrupt_in_the_middle_of_a_call_of_dali(folder, epochs, call, when, number):
     # which leaves the pipeline in a state that nobody knows, so it must not be used again
     data = make(folder)
-    pipeline, calls = data._idle_graph.pipeline, itertools.count(1)
+    pipeline, calls = data._engine._idle_graph.pipeline, itertools.count(1)
     whole = getattr(pipeline, call)
 
     def interrupted(*arguments, **options):
@@ -345,11 +345,11 @@ def test_a_graph_is_kept_through_bad_samples(tmp_path):
     write_folder(tmp_path, {"a": 6})
     (tmp_path / "a" / "003.jpg").write_bytes(b"")
     data = make_loader(tmp_path, 2)
-    graph = data._idle_graph
+    graph = data._engine._idle_graph
     for _ in range(2):
         with pytest.raises(SampleError, match=r"003\.jpg"):
             list(data)
-    assert data._idle_graph is graph
+    assert data._engine._idle_graph is graph
 
 
 def test_batches_are_let_go(folder):
