@@ -30,20 +30,16 @@ FASTFEED_INLINE double weight(double x) {
 template <Filter FILTER>
 Taps make_taps(const Side& side, int64_t begin, int64_t end) {
     const int64_t outputs = end - begin;
-    const auto center = [&](int64_t i) { return side.from + (static_cast<double>(begin + i) + 0.5) * side.scale; };
     // At most ceil(2 * support), but for rounding.
-    const int64_t most = std::min(side.inputs, static_cast<int64_t>(2 * side.support) + 2);
+    const int64_t most = std::min(side.present, static_cast<int64_t>(2 * side.support) + 2);
     Taps taps(outputs, most);
-    const int32_t inputs = static_cast<int32_t>(side.inputs);
     int32_t* first = taps.first.get();
     int32_t* count = taps.count.get();
     int32_t longest = 0;
     for (int64_t i = 0; i < taps.padded; ++i) {
-        const double middle = center(std::min(i, outputs - 1));
-        const int32_t low = static_cast<int32_t>(middle - side.support + 0.5);
-        const int32_t high = static_cast<int32_t>(middle + side.support + 0.5);
-        first[i] = std::max(low, 0);
-        count[i] = i < outputs ? std::min(high, inputs) - first[i] : 0;
+        const double middle = side.center(begin + std::min(i, outputs - 1));
+        first[i] = side.first(middle);
+        count[i] = i < outputs ? side.last(middle) - first[i] : 0;
         longest = std::max(longest, count[i]);
     }
     taps.groups = (longest + 3) / 4;
@@ -52,7 +48,7 @@ Taps make_taps(const Side& side, int64_t begin, int64_t end) {
     const Buffer<double> chunk(4 * taps.groups * CHUNK);
     for (int64_t begin_chunk = 0; begin_chunk < taps.padded; begin_chunk += CHUNK) {
         double middle[CHUNK], sum[CHUNK] = {};
-        for (int i = 0; i < CHUNK; ++i) middle[i] = center(begin_chunk + i);
+        for (int i = 0; i < CHUNK; ++i) middle[i] = side.center(begin + begin_chunk + i);
         const int32_t* chunk_first = first + begin_chunk;
         const int32_t* chunk_count = count + begin_chunk;
         for (int32_t t = 0; t < 4 * taps.groups; ++t) {
@@ -73,6 +69,7 @@ Taps make_taps(const Side& side, int64_t begin, int64_t end) {
             }
         }
     }
+    for (int64_t i = 0; i < taps.padded; ++i) first[i] -= static_cast<int32_t>(side.at);
     return taps;
 }
 
@@ -137,17 +134,16 @@ void for_each_output(const Taps& down, int64_t outputs, int64_t size, const Make
 // Output rows [begin, end) of image n.
 inline void resample_rows(const ResampleArgs& args, int64_t n, int64_t begin, int64_t end) {
     const ResampleImage& image = args.images[n];
-    const Side horizontal(image.left, image.right, image.width, args.out_w, args.filter);
-    const Side vertical(image.top, image.bottom, image.height, args.out_h, args.filter);
-    const Taps across = make_taps(horizontal, args.filter, 0, args.out_w);
-    const Taps down = make_taps(vertical, args.filter, begin, end);
+    const int64_t top = image.output.top, left = image.output.left;
+    const Taps across = make_taps(horizontal_side(image), image.filter, left, left + args.out_w);
+    const Taps down = make_taps(vertical_side(image), image.filter, top + begin, top + end);
     const Columns columns(across, args.out_w, image.width);
     const Source source(image);
     const int64_t outputs = end - begin, out_bytes = 3 * args.out_w, row_bytes = 3 * image.width;
     uint8_t* dst = args.dst + (n * args.out_h + begin) * out_bytes;
     const uint8_t* rows[4];
 
-    if (!vertical_first(image, args)) {
+    if (!vertical_first(image)) {
         const auto make = [&](int64_t row, uint8_t* group) {
             source.rows(row, rows);
             filter_rows(rows, columns, group);

@@ -39,7 +39,7 @@ def resample(windows: list[Tensor], out: Tensor, pool: Any) -> None:
         np.concatenate([np.zeros(sizes.shape), sizes], axis=1),
         out.data_ptr(),
         tuple(out.shape[1:3]),
-        Image.Resampling.BILINEAR,
+        np.full(len(windows), Image.Resampling.BILINEAR, np.int64),
         None,
     )
 

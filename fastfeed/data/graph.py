@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from fastfeed._extension import extension
 from fastfeed.data.augment import augment_
-from fastfeed.data.declarations import rgb_fill
 from fastfeed.data.pipeline import BLANK, Entry, build_pipeline, feed
 from fastfeed.data.plan import blank
-from fastfeed.data.transforms import RandomCrop, Transform
+from fastfeed.data.transforms import Transform, padding_fill
 
 # A fork copies DALI without its threads: to shut a pipeline down in the child, as DALI does when the interpreter ends,
 # would wait for them for ever, or crash. So the child's copies are taken from DALI's hands and never destroyed.
@@ -200,13 +198,12 @@ class Graph:
         shape = entry.plan.shape.astype(np.int64)
         given = (self._pool, addresses, shape, 3 * shape[:, 1])
         output = (images.data_ptr(), entry.size)
-        crop, keep = self._transform.crop, (windows, images)
-        if isinstance(crop, RandomCrop):
-            place = entry.plan.place.astype(np.int64)
-            ticket = extension().place(*given, place, *output, rgb_fill("RandomCrop", crop.fill), keep)
+        plan, keep = entry.plan, (windows, images)
+        if (fill := padding_fill(self._transform.crop)) is not None:
+            ticket = extension().place(*given, plan.place.astype(np.int64), *output, fill, keep)
         else:
-            interpolation = Image.Resampling[crop.interpolation.upper()]
-            ticket = extension().resample(*given, entry.plan.box, *output, interpolation, keep)
+            boxes = plan.whole * np.array([0.0, 0.0, 1.0, 1.0])  # all of it
+            ticket = extension().resample(*given, boxes, *output, plan.filter, keep, plan.whole, plan.resized)
         return Images(images, ticket, then)
 
     def _recover(self, entry: Entry, error: RuntimeError) -> None:

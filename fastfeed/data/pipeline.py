@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL.Image import Resampling
 
 from fastfeed.data.augment import Operations, common_fill, mirrors_alike
 from fastfeed.data.augment_dali import apply_operations, pack, possible_kinds
 from fastfeed.data.dali import import_dali
-from fastfeed.data.declarations import rgb_fill
 from fastfeed.data.plan import Plan
 from fastfeed.data.policies import Kind
-from fastfeed.data.transforms import INTERPOLATIONS, RandomCrop, Transform
+from fastfeed.data.transforms import Transform, padding_fill
 
 # One grey pixel, as a BMP file: it stands in for an image that cannot be read.
 BLANK = np.frombuffer(
@@ -110,24 +110,36 @@ def build_pipeline(
 
 def _resized(dali: Any, transform: Transform, images: Any, given: Any) -> Any:
     crop = transform.crop
-    if isinstance(crop, RandomCrop):
+    if (fill := padding_fill(crop)) is not None:
         return dali.fn.slice(
             images,
             given("corner", dali.types.INT32),
             given("size", dali.types.INT32),
             axes=[0, 1],
             out_of_bounds_policy="pad",
-            fill_values=[float(level) for level in rgb_fill("RandomCrop", crop.fill)],
+            fill_values=[float(level) for level in fill],
         )
-    filters = (dali.types.INTERP_LINEAR, dali.types.INTERP_CUBIC, dali.types.INTERP_LANCZOS3)
+    if crop.interpolation == "random":
+        interpolation = dali.fn.reinterpret(given("filter", dali.types.INT32, 0), dtype=dali.types.INTERP_TYPE)
+    else:
+        interpolation = _dali_filter(Resampling[crop.interpolation.upper()])
     return dali.fn.resize(
         images,
         size=given("size", dali.types.FLOAT),
         roi_start=given("roi_start", dali.types.FLOAT),
         roi_end=given("roi_end", dali.types.FLOAT),
-        interp_type=filters[INTERPOLATIONS.index(crop.interpolation)],
+        interp_type=interpolation,
         antialias=True,
     )
+
+
+def _dali_filter(number: int) -> Any:
+    types = import_dali().types
+    return {
+        Resampling.BILINEAR: types.INTERP_LINEAR,
+        Resampling.BICUBIC: types.INTERP_CUBIC,
+        Resampling.LANCZOS: types.INTERP_LANCZOS3,
+    }[Resampling(number)]
 
 
 def feed(pipeline: Any, transform: Transform, entry: Entry, *, whole: bool) -> None:
@@ -140,7 +152,7 @@ def feed(pipeline: Any, transform: Transform, entry: Entry, *, whole: bool) -> N
         return
     size = np.tile(np.array(entry.size), (len(entry.data), 1))
     inputs: dict[str, npt.NDArray[Any]]
-    if isinstance(transform.crop, RandomCrop):
+    if padding_fill(transform.crop) is not None:
         # From beyond the pixel that is decoded, where none of it is placed.
         corner = np.where(plan.place[:, 2:3] == 0, np.int32(1), -plan.place[:, :2])
         inputs = {"corner": corner, "size": size.astype(np.int32)}
@@ -150,6 +162,8 @@ def feed(pipeline: Any, transform: Transform, entry: Entry, *, whole: bool) -> N
             "roi_start": plan.box[:, :2].astype(np.float32),
             "roi_end": plan.box[:, 2:].astype(np.float32),
         }
+        if transform.crop.interpolation == "random":
+            inputs["filter"] = np.array([int(_dali_filter(number)) for number in plan.filter.tolist()], np.int32)
     if entry.operations is not None:
         inputs["operations"] = pack(entry.operations)
     entry.inputs = inputs  # kept: they are not copied

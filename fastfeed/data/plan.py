@@ -5,15 +5,26 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
+from PIL.Image import Resampling
 
 from fastfeed.data.augment import Operations, draw_operations, mirrors_alike
 from fastfeed.data.philox import Float64, Uint32, philox, uniform
 from fastfeed.data.policies import Kind
-from fastfeed.data.transforms import CenterCrop, RandomCrop, RandomErasing, RandomResizedCrop, Resize, Transform
+from fastfeed.data.transforms import (
+    RANDOM_INTERPOLATIONS,
+    CenterCrop,
+    Crop,
+    RandomCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    Size,
+    Transform,
+    output_size,
+)
 
 # One number per random decision. A new decision takes a new number, so that old ones keep their draws. mix.py has those
 # from 0x100, augment.py those from 0x200.
-_CROP, _FLIP, _ERASE, _WHETHER_TO_ERASE, _NOISE = range(5)
+_CROP, _FLIP, _ERASE, _WHETHER_TO_ERASE, _NOISE, _INTERPOLATION = range(6)
 
 _ATTEMPTS = 10  # of RandomResizedCrop and RandomErasing, as in torchvision
 
@@ -30,6 +41,10 @@ class Plan:
         start: [N, 2] int32, top and left of the window that is decoded, in pixels of the stored image.
         shape: [N, 2] int32, height and width of that window.
         box: [N, 4] float64, top, left, bottom and right, inside the window, of the region that becomes the output.
+        whole: [N, 4] int64, top and left of the window in the image that is resized, and that image's height and width:
+            the stored one's, or the window's own, where it is cropped before.
+        resized: [N, 4] int64, top and left of the output in what that image is resized to, and its height and width.
+        filter: [N] int64, of ``PIL.Image.Resampling``.
         place: [N, 4] int32, top, left, height and width of where in the output it goes: all of it, but for images that
             are padded.
         flip: [N] int32, 1 left to right, 2 top to bottom, 3 both.
@@ -40,6 +55,9 @@ class Plan:
     start: npt.NDArray[np.int32]
     shape: npt.NDArray[np.int32]
     box: Float64
+    whole: Int64
+    resized: Int64
+    filter: Int64
     place: npt.NDArray[np.int32]
     flip: npt.NDArray[np.int32]
     erase: npt.NDArray[np.int32]
@@ -79,19 +97,23 @@ def make_plan(
     def draw(purpose: int, attempts: int = 1) -> Float64:
         return uniform(_words(seed, epoch, indices, copies, purpose, attempts))
 
-    crop = transform.crop
-    place = np.tile(np.array([0, 0, height, width], np.int64), (n, 1))
-    if isinstance(crop, RandomResizedCrop):
-        start, shape = _random_windows(crop, sizes, draw(_CROP, _ATTEMPTS))
-    elif isinstance(crop, RandomCrop):
-        start, shape, place = _padded_windows(crop, sizes, draw(_CROP)[:, 0], height, width)
-    elif isinstance(crop, Resize):
-        start, shape = np.zeros_like(sizes), sizes
-    if isinstance(crop, CenterCrop):
-        start, shape, box = _center_windows(crop, sizes, height, width)
+    crop, output = transform.crop, np.array([height, width])
+    origin, place = np.zeros((n, 2), np.int64), np.tile([0, 0, height, width], (n, 1))
+    if isinstance(crop, RandomCrop | CenterCrop) and crop.resize is not None:
+        results = _resized_sizes(crop.resize, output_size(crop.size), sizes, output)
+        corner = _corners(crop, results, draw(_CROP)[:, 0], output)
+        start, shape, box = _windows_to_resize(sizes, results, corner, output, crop.interpolation)
+        whole, resized = np.concatenate([start, sizes], axis=1), np.concatenate([corner, results], axis=1)
     else:
+        if isinstance(crop, RandomResizedCrop):
+            start, shape = _random_windows(crop, sizes, draw(_CROP, _ATTEMPTS))
+        elif isinstance(crop, RandomCrop | CenterCrop):
+            start, shape, place = _padded_windows(_corners(crop, sizes, draw(_CROP)[:, 0], output), sizes, output)
+        else:
+            start, shape = origin, sizes
         # The window is cropped before it is resized: the filter sees nothing outside of it.
-        box = np.concatenate([np.zeros((n, 2)), shape], axis=1)
+        whole = np.concatenate([origin, shape], axis=1)
+        box, resized = whole.astype(np.float64), np.tile([0, 0, height, width], (n, 1))
     flip = draw(_FLIP)[:, 0]
     erase = np.zeros((n, 4), np.int64)
     if transform.erase is not None:
@@ -102,6 +124,9 @@ def make_plan(
         start.astype(np.int32),
         shape.astype(np.int32),
         box,
+        whole.astype(np.int64),
+        resized.astype(np.int64),
+        _filters(crop, draw(_INTERPOLATION)[:, 0, 0]),
         place.astype(np.int32),
         (flip[:, 0] < transform.horizontal_flip) + 2 * (flip[:, 1] < transform.vertical_flip).astype(np.int32),
         erase.astype(np.int32),
@@ -112,7 +137,7 @@ def make_plan(
 def blank(plan: Plan, samples: list[int]) -> None:
     """Make `samples`, whose images are bad, decode the one pixel of `graph.BLANK` that stands in for each."""
     plan.start[samples], plan.shape[samples] = 0, 1
-    plan.box[samples] = 0, 0, 1, 1
+    plan.box[samples] = plan.whole[samples] = 0, 0, 1, 1
 
 
 def draw_augmentations(
@@ -149,7 +174,7 @@ def draw_augmentations(
 def too_small(transform: Transform, sizes: Int64, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Return [N], whether an image is smaller than the window, height and width, that the transform wants of it."""
     crop = transform.crop
-    if not isinstance(crop, RandomCrop) or crop.pad_if_needed:
+    if not isinstance(crop, RandomCrop) or crop.pad_if_needed or crop.resize is not None:
         return np.zeros(len(sizes), np.bool_)
     smaller = sizes + 2 * crop.padding < size
     return smaller[:, 0] | smaller[:, 1]
@@ -193,39 +218,59 @@ def _random_windows(crop: RandomResizedCrop, sizes: Int64, draws: Float64) -> tu
     return np.stack([top, left], axis=1), np.stack([h, w], axis=1)
 
 
-def _center_windows(crop: CenterCrop, sizes: Int64, height: int, width: int) -> tuple[Int64, Int64, Float64]:
-    size = np.array([height, width])
-    resize = crop.resize if (height, width) == _declared(crop) else round(crop.resize * height / _declared(crop)[0])
-    short = sizes.min(axis=1, keepdims=True)
-    resized = max(resize, height, width) * sizes // short  # torchvision: int(resize * long / short)
-    offset = np.rint((resized - size) / 2.0)
-    begin, end = offset * sizes / resized, (offset + size) * sizes / resized
-    # The window was resized with the rest of the image around it, so the filter reads beyond its edges: some pixels of
+def _resized_sizes(resize: Size, declared: tuple[int, int], sizes: Int64, output: Int64) -> Int64:
+    """Return [N, 2], what the images are resized to before a window of `output` is cut out of them.
+
+    `resize` is for windows of the `declared` size; for others it is changed in proportion, and never below theirs.
+    """
+    if isinstance(resize, tuple):
+        sides = [max(round(r * o / d), o) for r, o, d in zip(resize, output.tolist(), declared, strict=True)]
+        return np.tile(sides, (len(sizes), 1))
+    short = max(round(resize * output[0] / declared[0]), *output)
+    return short * sizes // sizes.min(axis=1, keepdims=True)  # torchvision: int(resize * long / short)
+
+
+def _corners(crop: RandomCrop | CenterCrop, sizes: Int64, draws: Float64, output: Int64) -> Int64:
+    """Return [N, 2], top and left of the windows in images of `sizes`; negative where they begin in the padding."""
+    if isinstance(crop, CenterCrop):
+        # As torchvision: what is missing is added on both sides, less before than behind; halves round to even.
+        return np.where(sizes < output, (sizes - output + 1) // 2, np.rint((sizes - output) / 2)).astype(np.int64)
+    padding = np.full_like(sizes, crop.padding)
+    if crop.pad_if_needed:
+        # As torchvision: on both sides by all that is missing.
+        padding += np.maximum(output - (sizes + 2 * padding), 0)
+    return _below(draws[:, :2], sizes + 2 * padding - output + 1) - padding
+
+
+def _windows_to_resize(
+    sizes: Int64, results: Int64, corner: Int64, output: Int64, interpolation: str
+) -> tuple[Int64, Int64, Float64]:
+    """Return which windows of the images are needed for windows of `output` of what they are resized to."""
+    begin, end = corner * sizes / results, (corner + output) * sizes / results
+    # The window is resized with the rest of the image around it, so the filter reads beyond its edges: some pixels of
     # the output, and at least as many of the input.
-    reach = _REACH[crop.interpolation] * np.maximum(sizes / resized, 1.0)
+    reach = _REACH[interpolation] * np.maximum(sizes / results, 1.0)
     start = np.maximum(np.floor(begin - reach), 0).astype(np.int64)
     stop = np.minimum(np.ceil(end + reach), sizes).astype(np.int64)
     box = np.concatenate([begin - start, np.minimum(end - start, stop - start)], axis=1)
     return start, stop - start, box
 
 
-def _padded_windows(
-    crop: RandomCrop, sizes: Int64, draws: Float64, height: int, width: int
-) -> tuple[Int64, Int64, Int64]:
+def _padded_windows(corner: Int64, sizes: Int64, output: Int64) -> tuple[Int64, Int64, Int64]:
     """Return where the windows begin in the images, how much of the images they hold, and where that goes."""
-    size = np.array([height, width])
-    padding = np.full_like(sizes, crop.padding)
-    if crop.pad_if_needed:
-        # As torchvision: on both sides by all that is missing.
-        padding += np.maximum(size - (sizes + 2 * padding), 0)
-    corner = _below(draws[:, :2], sizes + 2 * padding - size + 1) - padding
-    start, stop = np.clip(corner, 0, sizes - 1), np.clip(corner + size, 1, sizes)
+    start, stop = np.clip(corner, 0, sizes - 1), np.clip(corner + output, 1, sizes)
     # A window that misses the image, beyond a padding wider than itself, still needs a pixel to be decoded: none of it
     # is placed.
-    missed = ((corner >= sizes) | (corner + size <= 0)).any(axis=1, keepdims=True)
+    missed = ((corner >= sizes) | (corner + output <= 0)).any(axis=1, keepdims=True)
     shape = np.maximum(stop - start, 1)
     place = np.concatenate([start - corner, shape], axis=1) * ~missed
     return start, np.where(missed, 1, shape), place
+
+
+def _filters(crop: Crop, draws: Float64) -> Int64:
+    """Return [N], of ``PIL.Image.Resampling``."""
+    names = RANDOM_INTERPOLATIONS if crop.interpolation == "random" else (crop.interpolation,)
+    return np.array([Resampling[name.upper()] for name in names], np.int64)[_below(draws, len(names))]
 
 
 def _erased(erasing: RandomErasing, height: int, width: int, draws: Float64) -> Int64:
@@ -246,7 +291,3 @@ def _erased(erasing: RandomErasing, height: int, width: int, draws: Float64) -> 
 def _below(draws: Float64, end: Int64 | int) -> Int64:
     """Return whole numbers, uniform from 0 to `end` - 1."""
     return np.floor(draws * end).astype(np.int64)
-
-
-def _declared(crop: CenterCrop) -> tuple[int, int]:
-    return crop.size if isinstance(crop.size, tuple) else (crop.size, crop.size)

@@ -19,6 +19,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
+RANDOM_INTERPOLATIONS = ("bilinear", "bicubic")  # what "random" draws from
 Size = int | tuple[int, int]  # pixels: of both sides, or height and width
 
 _LARGEST = 1e38  # of what must be finite in fp32, with room for the arithmetic
@@ -37,7 +38,8 @@ class RandomResizedCrop:
         scale: shares of the image's area, low and high. They may be above 1: such a window fits nowhere, and is one of
             the ten attempts, as in torchvision.
         ratio: width / height, low and high.
-        interpolation: "bilinear", "bicubic" or "lanczos".
+        interpolation: "bilinear", "bicubic", "lanczos", or "random": bilinear or bicubic, each as often, by a draw of
+            the sample's own, as timm trains.
 
     Raises:
         TypeError: for a size that is not whole numbers, or a scale or ratio that is no pair of numbers.
@@ -57,19 +59,21 @@ class RandomResizedCrop:
             scale=_range("RandomResizedCrop: scale", self.scale),
             ratio=_range("RandomResizedCrop: ratio", self.ratio),
         )
-        _check_interpolation("RandomResizedCrop", self.interpolation)
+        _check_interpolation("RandomResizedCrop", self.interpolation, (*INTERPOLATIONS, "random"))
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The short side resized to `resize` pixels, then the central window of `size`.
+    """The central window of `size`, of the resized image or the stored one.
 
-    As ``torchvision.transforms``' ``Resize(resize)`` and ``CenterCrop(size)``, antialiased, but resampled only where
-    the window lies.
+    As ``torchvision.transforms``' ``Compose([Resize(resize), CenterCrop(size)])``, antialiased, but resampled only
+    where the window lies; without `resize` as its ``CenterCrop(size)``: where the image is smaller than the window, it
+    is padded with black.
 
     Args:
         size: of the output, pixels: one number, or height and width.
-        resize: of the short side, pixels; at least `size`.
+        resize: at least `size`, pixels: the length of the short side, or height and width of the whole image; None: the
+            image stays as large as it is. A size schedule changes it in proportion.
         interpolation: "bilinear", "bicubic" or "lanczos".
 
     Raises:
@@ -78,16 +82,12 @@ class CenterCrop:
     """
 
     size: Size
-    resize: int
+    resize: Size | None = None
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        replace_values(self, size=declared_size(self.size), resize=whole("CenterCrop: resize", self.resize, 1))
-        if max(output_size(self.size)) > self.resize:
-            raise ValueError(
-                f"CenterCrop: size is {self.size}, larger than resize, {self.resize}: the window would stick out of "
-                "the image. Make resize at least as large as size"
-            )
+        replace_values(self, size=declared_size(self.size))
+        replace_values(self, resize=_declared_resize("CenterCrop", self.resize, self.size))
         _check_interpolation("CenterCrop", self.interpolation)
 
 
@@ -115,23 +115,34 @@ class Resize:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A window of `size` at a random place, not resized; as ``torchvision.transforms.RandomCrop``.
+    """A window of `size` at a random place, of the resized image or the stored one.
+
+    As ``torchvision.transforms.RandomCrop``; with `resize` as ``Compose([Resize(resize), RandomCrop(size)])``,
+    antialiased, but resampled only where the window lies.
 
     Args:
         size: of the output, pixels: one number, or height and width.
-        padding: pixels of `fill` on every side before the window is drawn.
-        pad_if_needed: pad an image that is smaller than the window, where it is; otherwise such an image is bad.
+        padding: pixels of `fill` on every side before the window is drawn; 0 with `resize`.
+        pad_if_needed: pad an image that is smaller than the window, where it is; otherwise such an image is bad. With
+            `resize` none is smaller.
         fill: of the padding, 0 to 255: one level, or one each for R, G and B.
+        resize: at least `size`, pixels: the length of the short side, or height and width of the whole image; None: the
+            image stays as large as it is. A size schedule changes it in proportion.
+        interpolation: "bilinear", "bicubic" or "lanczos": of the resizing.
 
     Raises:
-        TypeError: for a size, padding or fill that is not whole numbers, or a `pad_if_needed` that is no bool.
-        ValueError: for a size that is not positive, a negative padding, or a fill outside 0 to 255.
+        TypeError: for a size, padding, fill or `resize` that is not whole numbers, or a `pad_if_needed` that is no
+            bool.
+        ValueError: for a size that is not positive, or larger than `resize`, a negative padding, or one together with
+            `resize`, a fill outside 0 to 255, or another interpolation.
     """
 
     size: Size
     padding: int = 0
     pad_if_needed: bool = False
     fill: int | tuple[int, int, int] = 0
+    resize: Size | None = None
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         replace_values(
@@ -141,6 +152,13 @@ class RandomCrop:
             pad_if_needed=flag("RandomCrop: pad_if_needed", self.pad_if_needed),
             fill=rgb_fill("RandomCrop", self.fill),
         )
+        replace_values(self, resize=_declared_resize("RandomCrop", self.resize, self.size))
+        if self.padding and self.resize is not None:
+            raise ValueError(
+                f"RandomCrop: padding is {self.padding} and resize is {self.resize}: an image that is resized is not "
+                "padded. Leave one of them out"
+            )
+        _check_interpolation("RandomCrop", self.interpolation)
 
 
 Crop = RandomResizedCrop | CenterCrop | Resize | RandomCrop
@@ -271,14 +289,18 @@ def train(
 def eval(
     size: Size = 224,
     *,
-    resize: int | None = None,
+    resize: Size | None = None,
     interpolation: str = "bilinear",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Transform:
-    """Resize the short side to `resize` (default size * 256 / 224), centre crop to `size`, normalise."""
-    short = resize if resize is not None else round(max(output_size(size)) * 256 / 224)
-    return Transform(CenterCrop(size, short, interpolation), mean=mean, std=std)
+    """Resize the short side to `resize` (default size * 256 / 224), centre crop to `size`, normalise.
+
+    Two numbers as `resize` are the height and width of the whole image.
+    """
+    if resize is None:
+        resize = round(max(output_size(size)) * 256 / 224)
+    return Transform(CenterCrop(size, resize, interpolation), mean=mean, std=std)
 
 
 def _steps(given: Any) -> tuple[Step, ...]:
@@ -321,6 +343,38 @@ def declared_size(size: Any) -> Size:
     return height if isinstance(size, int | np.integer) else (height, width)
 
 
+def padding_fill(crop: Crop) -> tuple[int, int, int] | None:
+    """Return R, G and B of what surrounds an image whose window is cut out as it is; None for a crop that resizes."""
+    if not isinstance(crop, RandomCrop | CenterCrop) or crop.resize is not None:
+        return None
+    return rgb_fill("RandomCrop", crop.fill) if isinstance(crop, RandomCrop) else (0, 0, 0)
+
+
+def _declared_resize(owner: str, resize: Any, size: Size) -> Size | None:
+    sides = resize.tolist() if isinstance(resize, np.ndarray) else resize
+    if sides is None:
+        return None
+    name, (height, width) = f"{owner}: resize", output_size(size)
+    declared: Size
+    if isinstance(sides, tuple | list):
+        if len(sides) != 2:
+            raise ValueError(
+                f"{name} is {resize!r}; expected one whole number of pixels, the length of the short side, or two: "
+                "height and width"
+            )
+        declared = resized_height, resized_width = whole(name, sides[0], 1), whole(name, sides[1], 1)
+        fits = height <= resized_height and width <= resized_width
+    else:
+        declared = whole(name, sides, 1)
+        fits = max(height, width) <= declared
+    if not fits:
+        raise ValueError(
+            f"{owner}: size is {size}, larger than resize, {declared}: the window would stick out of the image. Make "
+            "resize at least as large as size"
+        )
+    return declared
+
+
 def _erased_value(value: Any) -> float | tuple[float, ...] | str:
     if isinstance(value, str) and value == "random":
         return value
@@ -340,6 +394,6 @@ def _range(name: str, bounds: Any) -> tuple[float, float]:
     return low, high
 
 
-def _check_interpolation(owner: str, value: str) -> None:
-    if value not in INTERPOLATIONS:
-        raise ValueError(f"{owner}: interpolation is {value!r}; expected one of {', '.join(INTERPOLATIONS)}")
+def _check_interpolation(owner: str, value: str, allowed: Sequence[str] = INTERPOLATIONS) -> None:
+    if value not in allowed:
+        raise ValueError(f"{owner}: interpolation is {value!r}; expected one of {', '.join(allowed)}")

@@ -83,26 +83,32 @@ std::vector<uint8_t> filtered(const std::vector<uint8_t>& in, int64_t height, in
     return out;
 }
 
-std::vector<uint8_t> expected(const ResampleImage& image, const ResampleArgs& args) {
-    std::vector<uint8_t> pixels;
-    for (int64_t y = 0; y < image.height; ++y) {
-        pixels.insert(pixels.end(), image.pixels + y * image.stride, image.pixels + y * image.stride + 3 * image.width);
+// Of the whole image, cropped to the output.
+std::vector<uint8_t> expected(std::vector<uint8_t> pixels, const ResampleImage& image, const ResampleArgs& args) {
+    const Part &in = image.input, &out = image.output;
+    const auto across = outputs_of(image.left, image.right, in.whole_width, out.whole_width, image.filter);
+    const auto down = outputs_of(image.top, image.bottom, in.whole_height, out.whole_height, image.filter);
+    const int64_t lost = in.whole_height - out.whole_height;
+    if (lost > 0 && lost > 2 * (in.whole_width - out.whole_width)) {
+        pixels = filtered(pixels, in.whole_height, in.whole_width, true, down);
+        pixels = filtered(pixels, out.whole_height, in.whole_width, false, across);
+    } else {
+        pixels = filtered(pixels, in.whole_height, in.whole_width, false, across);
+        pixels = filtered(pixels, in.whole_height, out.whole_width, true, down);
     }
-    const auto across = outputs_of(image.left, image.right, image.width, args.out_w, args.filter);
-    const auto down = outputs_of(image.top, image.bottom, image.height, args.out_h, args.filter);
-    const int64_t lost = image.height - args.out_h;
-    if (lost > 0 && lost > 2 * (image.width - args.out_w)) {
-        pixels = filtered(pixels, image.height, image.width, true, down);
-        return filtered(pixels, args.out_h, image.width, false, across);
+    std::vector<uint8_t> cropped;
+    for (int64_t y = out.top; y < out.top + args.out_h; ++y) {
+        const auto row = pixels.begin() + (y * out.whole_width + out.left) * 3;
+        cropped.insert(cropped.end(), row, row + 3 * args.out_w);
     }
-    pixels = filtered(pixels, image.height, image.width, false, across);
-    return filtered(pixels, image.height, args.out_w, true, down);
+    return cropped;
 }
 
 // -------------------------------------------------------------------------------------------- random batches
 
 struct Batch {
     ResampleArgs args{};
+    std::vector<std::vector<uint8_t>> wholes;
     std::vector<std::unique_ptr<uint8_t[]>> blocks;
 };
 
@@ -126,28 +132,59 @@ std::pair<double, double> draw_range(int64_t side, Random& random) {
     }
 }
 
+// The inputs [first, last) that outputs [begin, end) need, and now and then a few more.
+std::pair<int64_t, int64_t> draw_part(const std::vector<Output>& all, int64_t begin, int64_t end, int64_t inputs,
+                                      Random& random) {
+    int64_t first = inputs, last = 0;
+    for (int64_t i = begin; i < end; ++i) {
+        first = std::min(first, all[i].first);
+        last = std::max(last, all[i].first + static_cast<int64_t>(all[i].weights.size()));
+    }
+    const int64_t before = random.one_in(2) ? 0 : random.from(0, 9), behind = random.one_in(2) ? 0 : random.from(0, 9);
+    return {std::max<int64_t>(first - before, 0), std::min(last + behind, inputs)};
+}
+
 Batch draw_batch(Random& random) {
     Batch batch;
     ResampleArgs& args = batch.args;
-    args.filter = static_cast<Filter>(random.from(1, 3));
     args.out_h = random.one_in(20) ? random.from(64, 200) : draw_side(random);
     args.out_w = random.one_in(3) ? args.out_h : draw_side(random);
     const int64_t images = random.from(0, 3);
     const bool extremes = random.one_in(2);
     for (int64_t n = 0; n < images; ++n) {
         ResampleImage image{};
-        image.height = draw_side(random);
-        image.width = random.one_in(10) ? args.out_w : draw_side(random);
+        Part &in = image.input, &out = image.output;
+        image.filter = static_cast<Filter>(random.from(1, 3));
+        in.whole_height = draw_side(random);
+        in.whole_width = random.one_in(10) ? args.out_w : draw_side(random);
+        std::tie(image.top, image.bottom) = draw_range(in.whole_height, random);
+        std::tie(image.left, image.right) = draw_range(in.whole_width, random);
+        out = {0, 0, args.out_h, args.out_w};
+        image.height = in.whole_height;
+        image.width = in.whole_width;
+        if (random.one_in(2)) {  // a crop of the result, and no more in memory than it needs
+            out.whole_height += random.one_in(4) ? 0 : draw_side(random);
+            out.whole_width += random.one_in(4) ? 0 : draw_side(random);
+            out.top = random.from(0, out.whole_height - args.out_h);
+            out.left = random.from(0, out.whole_width - args.out_w);
+            const auto down = outputs_of(image.top, image.bottom, in.whole_height, out.whole_height, image.filter);
+            const auto across = outputs_of(image.left, image.right, in.whole_width, out.whole_width, image.filter);
+            const auto rows = draw_part(down, out.top, out.top + args.out_h, in.whole_height, random);
+            const auto columns = draw_part(across, out.left, out.left + args.out_w, in.whole_width, random);
+            std::tie(in.top, in.left) = std::pair(rows.first, columns.first);
+            std::tie(image.height, image.width) = std::pair(rows.second - in.top, columns.second - in.left);
+        }
+        std::vector<uint8_t> whole(in.whole_height * in.whole_width * 3);
+        for (auto& byte : whole) byte = static_cast<uint8_t>(extremes ? 255 * random.from(0, 1) : random.from(0, 255));
         image.stride = 3 * image.width + (random.one_in(2) ? 0 : random.from(1, 70));
-        const int64_t size = (image.height - 1) * image.stride + 3 * image.width;
-        batch.blocks.emplace_back(new uint8_t[size]);
-        for (int64_t i = 0; i < size; ++i) {
-            batch.blocks.back()[i] = static_cast<uint8_t>(extremes ? 255 * random.from(0, 1) : random.from(0, 255));
+        batch.blocks.emplace_back(new uint8_t[(image.height - 1) * image.stride + 3 * image.width]);
+        for (int64_t y = 0; y < image.height; ++y) {
+            const auto row = whole.begin() + ((in.top + y) * in.whole_width + in.left) * 3;
+            std::copy(row, row + 3 * image.width, batch.blocks.back().get() + y * image.stride);
         }
         image.pixels = batch.blocks.back().get();
-        std::tie(image.top, image.bottom) = draw_range(image.height, random);
-        std::tie(image.left, image.right) = draw_range(image.width, random);
         args.images.push_back(image);
+        batch.wholes.push_back(std::move(whole));
     }
     return batch;
 }
@@ -158,10 +195,12 @@ bool test_batch(uint64_t seed, std::map<std::string, int>& made) {
     ResampleArgs& args = batch.args;
     const int64_t row = 3 * args.out_w, size = args.out_h * row, images = static_cast<int64_t>(args.images.size());
     std::vector<uint8_t> wanted;
-    for (const auto& image : args.images) {
-        const auto pixels = expected(image, args);
+    for (int64_t n = 0; n < images; ++n) {
+        const ResampleImage& image = args.images[n];
+        const auto pixels = expected(batch.wholes[n], image, args);
         wanted.insert(wanted.end(), pixels.begin(), pixels.end());
-        ++made[vertical_first(image, args) ? "vertical first" : "horizontal first"];
+        ++made[vertical_first(image) ? "vertical first" : "horizontal first"];
+        if (image.height < image.input.whole_height && image.width < image.input.whole_width) ++made["part"];
     }
     const auto compare = [&](const char* name, const std::unique_ptr<uint8_t[]>& got) {
         ++made[name];

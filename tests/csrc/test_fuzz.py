@@ -110,6 +110,7 @@ def test_every_way_of_resizing_gives_the_same_bytes(programs, sanitizer):
     assert made["baseline"] == made["pieces"] == BATCHES
     # About a third of the images shrink so much more in height that the vertical pass comes first.
     assert min(made["vertical first"], made["horizontal first"]) > BATCHES / 5
+    assert made["part"] > BATCHES / 20
 
 
 def test_every_way_of_resizing_gives_the_same_bytes_as_it_ships(programs):

@@ -54,7 +54,7 @@ def arguments(images, boxes, dst, filter_, out_size=None):
         "boxes": np.array(boxes, np.float64).reshape(-1, 4),
         "dst": dst.ctypes.data,
         "out_size": dst.shape[1:3] if out_size is None else out_size,
-        "filter": int(filter_),
+        "filters": np.full(len(images), filter_, np.int64),
     }
 
 
@@ -231,8 +231,10 @@ def test_rejects_boxes(box):
         ({"out_size": (0, 8)}, "the output's size, 0 x 8, is not in"),
         ({"out_size": (8, -8)}, "the output's size, 8 x -8, is not in"),
         ({"out_size": (2**20 + 1, 1)}, "the output's size, 1048577 x 1, is not in"),
-        ({"filter": 0}, "filter 0 is none of"),
-        ({"filter": 4}, "filter 4 is none of"),
+        ({"filters": [0, 1]}, "image 0 has filter 0, none of"),
+        ({"filters": [3, 4]}, "image 1 has filter 4, none of"),
+        ({"filters": [3, 2**32 + 2]}, "image 1 has filter 4294967298, none of"),
+        ({"filters": [3]}, r"filters is not of shape \[2\]"),
         ({"addresses": [0, 0]}, "image 0 has no memory"),
         ({"sizes": [[10, 20]]}, r"sizes is not of shape \[2, 2\]"),
         ({"sizes": [[10, 20, 3], [10, 20, 3]]}, r"sizes is not of shape \[2, 2\]"),
@@ -253,7 +255,14 @@ def test_rejects_values(changed, message):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("addresses", np.int32), ("sizes", np.float64), ("strides", np.uint8), ("boxes", np.float32), ("boxes", np.int64)],
+    [
+        ("addresses", np.int32),
+        ("sizes", np.float64),
+        ("strides", np.uint8),
+        ("boxes", np.float32),
+        ("boxes", np.int64),
+        ("filters", np.int32),
+    ],
 )
 def test_rejects_types(name, dtype):
     image, dst = random_image(10, 20), np.zeros((1, 8, 8, 3), np.uint8)
