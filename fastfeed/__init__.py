@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastfeed.data.mix import Mix, MixedTarget
     from fastfeed.data.prefetch import Prefetcher
     from fastfeed.data.sources import FolderSource, ListSource, TarSource
+    from fastfeed.data.views import average_logits
 
 # Loaded on first use, so that `import fastfeed` costs nothing and an op can be used without DALI installed.
 _CLASSES = {
@@ -28,6 +29,7 @@ _CLASSES = {
     "Prefetcher": "fastfeed.data.prefetch",
     "SampleError": "fastfeed.data.errors",
     "TarSource": "fastfeed.data.sources",
+    "average_logits": "fastfeed.data.views",
 }
 _MODULES = ("data", "functional", "nn", "optim", "transforms")
 
@@ -41,6 +43,7 @@ __all__ = [
     "SampleError",
     "TarSource",
     "__version__",
+    "average_logits",
     "data",
     "functional",
     "nn",

@@ -19,6 +19,7 @@ from fastfeed.data.transforms import (
     eval,
     train,
 )
+from fastfeed.data.views import TTA
 
 __all__ = [
     "AutoAugment",
@@ -32,6 +33,7 @@ __all__ = [
     "RandomResizedCrop",
     "RandomVerticalFlip",
     "Resize",
+    "TTA",
     "Transform",
     "TrivialAugmentWide",
     "eval",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fastfeed.data.background import ahead
@@ -22,6 +23,7 @@ from fastfeed.data.sources import Source
 from fastfeed.data.sources.targets import select
 from fastfeed.data.transforms import RandomErasing, Transform
 from fastfeed.data.tree import leaves, replace_leaves
+from fastfeed.data.views import TTA
 
 
 class Decoding:
@@ -54,6 +56,7 @@ class Decoding:
         max_pixels: int,
         info: bool,
         exif: bool,
+        tta: TTA | None,
     ) -> None:
         self.mixing = mix is not None
         self._source = source
@@ -66,9 +69,11 @@ class Decoding:
         self._mix = mix
         self._info = info
         self._exif = exif
+        self._views = 1 if tta is None else tta.views
+        self._grouped = tta is not None
         self._report = Report(on_error, max_errors)
         self._preparer = Preparer(
-            source, transform, seed=seed, size=size, max_pixels=max_pixels, exif=exif, threads=threads
+            source, transform, seed=seed, size=size, max_pixels=max_pixels, exif=exif, threads=threads, tta=tta
         )
         # On a GPU the pass is queued on the consumer's stream as soon as DALI's work is: nothing is gained by waiting.
         self._lag = 0 if device.type == "cuda" else 1
@@ -113,12 +118,15 @@ class Decoding:
         targets, info, progress = done.tag
         rest = iter(done.rest)
         targets = replace_leaves(targets, lambda _, leaf: next(rest) if isinstance(leaf, torch.Tensor) else leaf)
-        batch: Any = [done.images, targets]
+        images = done.images
+        assert images is not None
+        if self._grouped:
+            images = images.unflatten(0, (-1, self._views))
+        batch: Any = [images, targets]
         if self._info:
             batch.append(replace(info, valid=next(rest)))
         if not self._batched:
-            assert done.images is not None
-            batch = [done.images[0], _first(targets), *batch[2:]]
+            batch = [images[0], _first(targets), *batch[2:]]
         return Given(tuple(batch), progress)
 
     def _decoded(self, start: dict[str, Any], epochs: Epochs) -> Iterator[Work]:
@@ -181,7 +189,8 @@ class Decoding:
             taken = self._report.select(len(index), bad)
             if not taken:
                 return None
-            pixels, plan = _rows(pixels, taken), plan.at(np.array(taken))
+            rows = batch.entry.rows(taken)
+            pixels, plan = _rows(pixels, rows), plan.at(rows)
             targets = select(targets, taken)
             valid = valid.clone()
             valid[list(bad)] = False
@@ -215,7 +224,7 @@ class Decoding:
         except TypeError:  # of a sampler without a length
             depth = self._depth
         largest = epochs.largest_batch(start)
-        return Graph(self._transform, largest, self._device, self._threads, depth, exif=self._exif)
+        return Graph(self._transform, largest, self._device, self._threads, depth, exif=self._exif, views=self._views)
 
     def _take_graph(self, start: dict[str, Any], epochs: Epochs) -> Graph:
         graph, self._idle_graph = self._idle_graph, None
@@ -239,8 +248,8 @@ def _first(targets: Any) -> Any:
     return replace_leaves(one, lambda _, leaf: leaf[0])
 
 
-def _rows(pixels: torch.Tensor, taken: list[int]) -> torch.Tensor:
+def _rows(pixels: torch.Tensor, rows: npt.NDArray[np.int64]) -> torch.Tensor:
     # NumPy on the CPU: PyTorch's threads do not outlive a fork, and a child would wait for them for ever.
     if pixels.is_cuda:
-        return pixels[torch.tensor(taken, device=pixels.device)]
-    return torch.from_numpy(pixels.numpy()[taken])
+        return pixels[torch.from_numpy(rows).to(pixels.device)]
+    return torch.from_numpy(pixels.numpy()[rows])

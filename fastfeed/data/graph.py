@@ -70,6 +70,7 @@ class Graph:
         depth: batches in flight.
         exif: rotate images by their EXIF orientation before anything else.
         whole: whether DALI resizes and augments too; by default on a GPU.
+        views: of each sample.
 
     Raises:
         ImportError: if DALI is not installed.
@@ -85,6 +86,7 @@ class Graph:
         *,
         exif: bool = False,
         whole: bool | None = None,
+        views: int = 1,
     ) -> None:
         self._transform = transform
         self.max_batch_size = max_batch_size
@@ -93,6 +95,7 @@ class Graph:
         self.depth = depth
         self._exif = exif
         self._whole = device.type == "cuda" if whole is None else whole
+        self._views = views
         self._in_flight: deque[Entry | None] = deque()  # None: a filler, not wanted
         self._started = False
         self._pool = extension().Pool(threads)
@@ -157,7 +160,7 @@ class Graph:
     def _build(self, max_batch_size: int, threads: int, depth: int) -> Any:
         return build_pipeline(
             self._transform,
-            max_batch_size,
+            max_batch_size * (self._views if self._whole else 1),
             threads,
             depth,
             device_id=self._device.index if self._device.type == "cuda" else None,
@@ -182,7 +185,7 @@ class Graph:
         if self._whole:
             return Images(torch.utils.dlpack.from_dlpack(windows.as_tensor()))
         height, width = entry.size
-        n = len(entry.data)
+        n, views = len(entry.plan.start), entry.views
         try:
             memory = torch.from_numpy(self._recycler.take(n * height * width * 3))
         except MemoryError as error:
@@ -194,7 +197,7 @@ class Graph:
         then = None
         if (operations := entry.operations) is not None:
             then = partial(augment_, operations=operations, pool=self._pool)
-        addresses = np.fromiter((windows[i].data_ptr() for i in range(n)), np.int64, n)
+        addresses = np.repeat(np.array([windows[i].data_ptr() for i in range(len(entry.data))], np.int64), views)
         shape = entry.plan.shape.astype(np.int64)
         given = (self._pool, addresses, shape, 3 * shape[:, 1])
         output = (images.data_ptr(), entry.size)
@@ -220,14 +223,14 @@ class Graph:
             alone = self._build(1, 1, 1)
             # Decoders go from the top left: what fails there fails in every window, and need not be tried again.
             corner = entry.one(i)
-            blank(corner.plan, [0])
+            blank(corner.plan, corner.rows([0]))
             if not self._can_decode(alone, corner):
                 unreadable[i] = zlib.crc32(data.data)
                 alone = self._build(1, 1, 1)
         if not failed:
             raise RuntimeError(f"DALI failed on a batch whose images it can decode one by one: {error}") from error
         positions = list(failed)
-        blank(entry.plan, positions)
+        blank(entry.plan, entry.rows(positions))
         for i in positions:
             entry.data[i] = BLANK
         # A GPU without memory, say, fails on any image, and the files are not to blame.

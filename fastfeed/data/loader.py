@@ -18,6 +18,7 @@ from fastfeed.data.order import rank_and_world_size
 from fastfeed.data.route import as_dataset, choose_route, labels_of, length_of
 from fastfeed.data.samplers import Sampler, Sequential, Shuffled, TorchSampler
 from fastfeed.data.schedule import BatchSizeSchedule, SizeSchedule
+from fastfeed.data.views import TTA
 from fastfeed.data.workers import Workers
 
 MAX_PIXELS = 178_956_970  # as Pillow, which takes larger images for decompression bombs
@@ -82,12 +83,14 @@ class DataLoader:
         max_pixels: a larger image is bad: its file may be a decompression bomb.
         info: give a `SampleInfo` with each batch.
         exif: rotate images by their EXIF orientation. Pillow, and so torchvision, does not.
+        tta: several views of each sample, for test-time augmentation: `fastfeed.transforms.TTA`.
         rank: of this process; by default torch.distributed's when an epoch begins, or 0 where it is not initialised.
         world_size: likewise; else 1. Ranks take equally many steps: see `fastfeed.data.order.Batches`.
         backend: "dali", to refuse a dataset that DALI cannot take; "torch", to have PyTorch's workers; None chooses.
 
     Yields:
-        With DALI (images, target): images [N, 3, H, W] of `dtype`, (pixel / 255 - mean) / std; target [N] int64, a
+        With DALI (images, target): images [N, 3, H, W] of `dtype`, (pixel / 255 - mean) / std, or, with `tta`,
+        [N, V, 3, H, W]; target [N] int64, a
         MixedTarget, or what the dataset has. Else what ``collate_fn`` makes. All tensors on `device`. With `info`, a
         SampleInfo as one more element.
 
@@ -148,6 +151,7 @@ class DataLoader:
         max_pixels: int = MAX_PIXELS,
         info: bool = False,
         exif: bool = False,
+        tta: TTA | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         backend: str | None = None,
@@ -171,6 +175,10 @@ class DataLoader:
         max_pixels = check_whole("max_pixels", max_pixels, 1)
         if mix is not None and not isinstance(mix, Mix):
             raise TypeError(f"mix is {type(mix).__name__}; expected a fastfeed.Mix, as fastfeed.Mix(mixup=0.2)")
+        if tta is not None and not isinstance(tta, TTA):
+            raise TypeError(f"tta is {tta!r}; expected a fastfeed.transforms.TTA, as TTA(crops=5)")
+        if tta is not None and mix is not None:
+            raise ValueError("mix goes with training, and tta with evaluation: leave one of them out")
         if size is not None and not callable(size):
             raise TypeError(
                 f"size is {size!r}; expected a function of the epoch and the step: one size belongs to the transform, "
@@ -224,6 +232,7 @@ class DataLoader:
                 max_errors=max_errors is not None,
                 max_pixels=max_pixels != MAX_PIXELS,
                 exif=exif,
+                tta=tta is not None,
             )
             if self._iterable and (info or callable(batch_size)):
                 name = "info" if info else "a batch_size by schedule"
@@ -245,6 +254,8 @@ class DataLoader:
                 **common,
             )
         else:
+            if tta is not None:
+                tta.check(route.transform)
             self._engine = Decoding(
                 route.source,
                 route.transform,
@@ -260,6 +271,7 @@ class DataLoader:
                 max_errors=max_errors,
                 max_pixels=max_pixels,
                 exif=exif,
+                tta=tta,
                 **common,
             )
         self._epoch = 0

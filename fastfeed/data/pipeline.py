@@ -1,5 +1,6 @@
 """The DALI pipelines that the graph runs: windows alone, or whole images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,11 @@ BLANK = np.frombuffer(
 
 
 class Entry:
-    """A batch in the graph: what it was given, and which samples turned out to be bad."""
+    """A batch in the graph: what it was given, and which samples turned out to be bad.
+
+    N samples, and V views of each: the plan and the operations have N * V rows, those of a sample together. All views
+    of a sample come from the same window of its image.
+    """
 
     def __init__(
         self,
@@ -42,9 +47,18 @@ class Entry:
 
     def one(self, i: int) -> "Entry":
         """Return a batch of one of the samples."""
-        sample = np.array([i])
-        operations = None if self.operations is None else self.operations.at(sample)
-        return Entry([self.data[i]], self.plan.at(sample), self.size, operations)
+        rows = self.rows([i])
+        operations = None if self.operations is None else self.operations.at(rows)
+        return Entry([self.data[i]], self.plan.at(rows), self.size, operations)
+
+    @property
+    def views(self) -> int:
+        """V."""
+        return len(self.plan.start) // len(self.data)
+
+    def rows(self, samples: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Return which rows of the plan are those samples' views."""
+        return (np.array(samples, np.int64)[:, None] * self.views + np.arange(self.views)).reshape(-1)
 
 
 def build_pipeline(
@@ -144,14 +158,15 @@ def _dali_filter(number: int) -> Any:
 
 def feed(pipeline: Any, transform: Transform, entry: Entry, *, whole: bool) -> None:
     """Give a batch to a pipeline; `whole` as it was built."""
-    plan = entry.plan
-    pipeline.feed_input("encoded", entry.data)
-    pipeline.feed_input("start", plan.start)
-    pipeline.feed_input("shape", plan.shape)
-    if not whole:
-        return
-    size = np.tile(np.array(entry.size), (len(entry.data), 1))
+    plan, views = entry.plan, entry.views
     inputs: dict[str, npt.NDArray[Any]]
+    if not whole:
+        pipeline.feed_input("encoded", entry.data)
+        inputs = {name: np.ascontiguousarray(getattr(plan, name)[::views]) for name in ("start", "shape")}
+        _feed(pipeline, entry, inputs)
+        return
+    pipeline.feed_input("encoded", [data for data in entry.data for _ in range(views)])
+    size = np.tile(np.array(entry.size), (len(plan.start), 1))
     if padding_fill(transform.crop) is not None:
         # From beyond the pixel that is decoded, where none of it is placed.
         corner = np.where(plan.place[:, 2:3] == 0, np.int32(1), -plan.place[:, :2])
@@ -166,6 +181,10 @@ def feed(pipeline: Any, transform: Transform, entry: Entry, *, whole: bool) -> N
             inputs["filter"] = np.array([int(_dali_filter(number)) for number in plan.filter.tolist()], np.int32)
     if entry.operations is not None:
         inputs["operations"] = pack(entry.operations)
+    _feed(pipeline, entry, {"start": plan.start, "shape": plan.shape, **inputs})
+
+
+def _feed(pipeline: Any, entry: Entry, inputs: dict[str, npt.NDArray[Any]]) -> None:
     entry.inputs = inputs  # kept: they are not copied
     for name, values in inputs.items():
         pipeline.feed_input(name, values)

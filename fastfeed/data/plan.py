@@ -1,6 +1,7 @@
 """What happens to each sample: a function of (seed, epoch, sample index, copy), drawn for a whole batch at once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -100,9 +101,9 @@ def make_plan(
     crop, output = transform.crop, np.array([height, width])
     origin, place = np.zeros((n, 2), np.int64), np.tile([0, 0, height, width], (n, 1))
     if isinstance(crop, RandomCrop | CenterCrop) and crop.resize is not None:
-        results = _resized_sizes(crop.resize, output_size(crop.size), sizes, output)
+        results = resized_sizes(crop.resize, output_size(crop.size), sizes, output)
         corner = _corners(crop, results, draw(_CROP)[:, 0], output)
-        start, shape, box = _windows_to_resize(sizes, results, corner, output, crop.interpolation)
+        start, shape, box = windows_to_resize(sizes, results, corner, output, crop.interpolation)
         whole, resized = np.concatenate([start, sizes], axis=1), np.concatenate([corner, results], axis=1)
     else:
         if isinstance(crop, RandomResizedCrop):
@@ -134,7 +135,7 @@ def make_plan(
     )
 
 
-def blank(plan: Plan, samples: list[int]) -> None:
+def blank(plan: Plan, samples: Sequence[int] | Int64) -> None:
     """Make `samples`, whose images are bad, decode the one pixel of `graph.BLANK` that stands in for each."""
     plan.start[samples], plan.shape[samples] = 0, 1
     plan.box[samples] = plan.whole[samples] = 0, 0, 1, 1
@@ -218,7 +219,7 @@ def _random_windows(crop: RandomResizedCrop, sizes: Int64, draws: Float64) -> tu
     return np.stack([top, left], axis=1), np.stack([h, w], axis=1)
 
 
-def _resized_sizes(resize: Size, declared: tuple[int, int], sizes: Int64, output: Int64) -> Int64:
+def resized_sizes(resize: Size, declared: tuple[int, int], sizes: Int64, output: Int64) -> Int64:
     """Return [N, 2], what the images are resized to before a window of `output` is cut out of them.
 
     `resize` is for windows of the `declared` size; for others it is changed in proportion, and never below theirs.
@@ -242,7 +243,7 @@ def _corners(crop: RandomCrop | CenterCrop, sizes: Int64, draws: Float64, output
     return _below(draws[:, :2], sizes + 2 * padding - output + 1) - padding
 
 
-def _windows_to_resize(
+def windows_to_resize(
     sizes: Int64, results: Int64, corner: Int64, output: Int64, interpolation: str
 ) -> tuple[Int64, Int64, Float64]:
     """Return which windows of the images are needed for windows of `output` of what they are resized to."""

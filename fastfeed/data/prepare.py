@@ -15,6 +15,7 @@ from fastfeed.data.plan import blank, draw_augmentations, make_plan, too_small
 from fastfeed.data.schedule import SizeSchedule
 from fastfeed.data.sources import Source
 from fastfeed.data.transforms import Transform, output_size
+from fastfeed.data.views import TTA, view_plan
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Preparer:
         max_pixels: more than these make an image bad.
         exif: whether images are rotated by their EXIF orientation.
         threads: that read.
+        tta: views to be planned of each sample.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Preparer:
         max_pixels: int,
         exif: bool,
         threads: int,
+        tta: TTA | None = None,
     ) -> None:
         self._source = source
         self._transform = transform
@@ -73,6 +76,7 @@ class Preparer:
         self._size = size
         self._max_pixels = max_pixels
         self._exif = exif
+        self._tta = tta
         self._pool = extension().Pool(threads)
         # Index of an image that cannot be decoded -> CRC-32 of its bytes, and why.
         self._unreadable: dict[int, tuple[int, str]] = {}
@@ -117,16 +121,18 @@ class Preparer:
         sizes = sizes.copy()
         sizes[positions] = size  # of which any transform can make a plan
         plan = make_plan(self._transform, sizes, picks.index, picks.copy, seed=self._seed, epoch=epoch, size=size)
-        blank(plan, positions)
+        if self._tta is not None:
+            plan = view_plan(self._tta, self._transform, plan, sizes, size)
         data = list(read.data)
         failed = self._known_to_fail(picks.index, data, bad)
-        blank(plan, list(failed))
-        for i in [*positions, *failed]:
-            data[i] = BLANK
-        operations = draw_augmentations(
-            self._transform, plan, picks.index, picks.copy, seed=self._seed, epoch=epoch, size=size
-        )
+        # All views of a sample are augmented alike.
+        indices, copies = (np.repeat(values, len(plan.start) // len(data)) for values in (picks.index, picks.copy))
+        operations = draw_augmentations(self._transform, plan, indices, copies, seed=self._seed, epoch=epoch, size=size)
         entry = Entry(data, plan, size, operations)
+        positions += failed
+        blank(plan, entry.rows(positions))
+        for i in positions:
+            data[i] = BLANK
         entry.failed.update(failed)
         return Prepared(entry, picks, read.targets, read.names, bad)
 
