@@ -1,4 +1,4 @@
-"""What a loader does to an image: the public names of ``fastfeed.data.transforms`` and ``fastfeed.data.augment``."""
+"""What a loader does to an image: the public names of ``fastfeed.data.transforms``, ``augment`` and ``presets``."""
 
 from fastfeed.data.augment import (
     AutoAugment,
@@ -8,6 +8,16 @@ from fastfeed.data.augment import (
     RandomHorizontalFlip,
     RandomVerticalFlip,
     TrivialAugmentWide,
+)
+from fastfeed.data.presets import (
+    cifar_eval,
+    cifar_train,
+    nvidia_eval,
+    nvidia_train,
+    timm_eval,
+    timm_train,
+    torchvision_eval,
+    torchvision_train,
 )
 from fastfeed.data.transforms import (
     CenterCrop,
@@ -36,6 +46,14 @@ __all__ = [
     "TTA",
     "Transform",
     "TrivialAugmentWide",
+    "cifar_eval",
+    "cifar_train",
     "eval",
+    "nvidia_eval",
+    "nvidia_train",
+    "timm_eval",
+    "timm_train",
+    "torchvision_eval",
+    "torchvision_train",
     "train",
 ]

@@ -69,8 +69,11 @@ def test_eval_pixels_are_torchvisions(folder, device):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
             left, top = round((width - size) / 2), round((height - size) / 2)
             expected = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
-        # Rounded twice, between the passes too, whose order Pillow chooses by the size of the whole image.
-        assert np.abs(got.permute(1, 2, 0).numpy() - expected).max() <= 2.01
+        got = got.permute(1, 2, 0).numpy()
+        if device == "cpu":  # as of Pillow 13, which chooses the order of the passes
+            assert np.array_equal(np.rint(got), expected)
+        else:  # rounded twice, between the passes too, and at the image's edges DALI repeats the last pixel
+            assert np.abs(got - expected).max() <= 2.01
 
 
 @pytest.mark.parametrize("device", DEVICES)

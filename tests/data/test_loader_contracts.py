@@ -186,7 +186,15 @@ def test_sizes_that_grow_from_epoch_to_epoch(folder):
     assert data._engine._idle_graph is graph  # not rebuilt
 
 
-@pytest.mark.parametrize("crop", [Resize(24), CenterCrop(24, 28), RandomCrop(24, pad_if_needed=True)])
+@pytest.mark.parametrize("crop", [
+    Resize(24),
+    CenterCrop(24, 28),
+    CenterCrop(24, (28, 40)),
+    CenterCrop(24),
+    RandomCrop(24, pad_if_needed=True),
+    RandomCrop(24, resize=28),
+    RandomResizedCrop(24, interpolation="random"),
+], ids=str)  # fmt: skip
 def test_sizes_that_change_between_steps(folder, crop):
     schedule = MultiScale((16, 24, (32, 20)), every=2, seed=1)
     data = make_loader(folder, 6, size=schedule, transform=Transform(crop), prefetch_factor=3)

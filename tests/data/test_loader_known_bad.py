@@ -69,6 +69,8 @@ CROPS = {
     "resized": everything(),
     "padded": transforms.Transform(transforms.RandomCrop(30, padding=6, fill=(1, 200, 80))),
     "centre": transforms.eval(24),
+    "resized and cropped": transforms.Transform(transforms.RandomCrop(24, resize=(30, 40))),
+    "cut out": transforms.Transform(transforms.CenterCrop(45)),
 }
 
 

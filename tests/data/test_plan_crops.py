@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from PIL.Image import Resampling
 
 from fastfeed import transforms
 from fastfeed.data.plan import blank, draw_augmentations, make_plan, too_small
@@ -57,11 +58,80 @@ def test_corners_of_random_crops_are_uniform():
     assert np.abs(counts - N / 15).max() < 5 * math.sqrt(N / 15)
 
 
+def test_corners_of_random_crops_of_resized_images_are_uniform():
+    p = plan(transforms.Transform(transforms.RandomCrop(8, resize=10)), (20, 25))
+    assert (p.resized[:, 2:] == (10, 12)).all()
+    counts = np.zeros((3, 5))
+    np.add.at(counts, (p.resized[:, 0], p.resized[:, 1]), 1)
+    assert np.abs(counts - N / 15).max() < 5 * math.sqrt(N / 15)
+
+
+@pytest.mark.parametrize(("resize", "image", "resized"), [
+    (20, (480, 650), (20, 27)),  # 27.08
+    (20, (650, 480), (27, 20)),
+    (20, (1, 1), (20, 20)),
+    (20, (1, 60_000), (20, 1_200_000)),
+    (23, (7, 10), (23, 32)),  # 32.86
+    ((20, 40), (480, 650), (20, 40)),
+    ((33, 20), (1, 60_000), (33, 20)),
+])  # fmt: skip
+def test_what_images_are_resized_to(resize, image, resized):
+    crops = [transforms.CenterCrop(20, resize), transforms.RandomCrop(20, resize=resize)]
+    for crop in crops:
+        p = plan(transforms.Transform(crop), image, n=50)
+        assert (p.resized[:, 2:] == resized).all()
+        assert (p.resized[:, :2] >= 0).all()
+        assert (p.resized[:, :2] + 20 <= resized).all()
+        assert (p.whole[:, 2:] == image).all()
+        assert np.array_equal(p.whole[:, :2], p.start)
+        assert (p.start >= 0).all()
+        assert (p.start + p.shape <= image).all()
+
+
+def test_long_images_are_decoded_where_the_window_lies():
+    p = plan(transforms.Transform(transforms.RandomCrop(224, resize=256)), (256, 20_000), n=100)
+    assert (p.shape <= 224 + 2).all()
+    assert len(set(p.start[:, 1].tolist())) > 90
+
+
+@pytest.mark.parametrize(("crop", "size", "resized"), [
+    (transforms.CenterCrop(20, (30, 40)), (40, 40), (60, 80)),
+    (transforms.RandomCrop((20, 10), resize=(30, 40)), (10, 20), (15, 80)),
+    (transforms.RandomCrop(20, resize=30), (10, 10), (15, 18)),  # the image is 50 x 60
+    (transforms.RandomCrop(20, resize=30), (10, 50), (50, 60)),
+    (transforms.CenterCrop((20, 30), (20, 30)), (7, 13), (7, 13)),
+])  # fmt: skip
+def test_another_size_changes_what_images_are_resized_to_in_proportion(crop, size, resized):
+    p = plan(transforms.Transform(crop), (50, 60), n=3, size=size)
+    assert (p.resized[:, 2:] == resized).all()
+    assert (p.place == (0, 0, *size)).all()
+
+
+def test_a_random_interpolation_is_a_draw_of_its_own():
+    fixed, random = (plan(transforms.train(8, interpolation=name), (60, 80)) for name in ("bicubic", "random"))
+    for name in ("start", "shape", "box", "place", "flip", "noise_key"):
+        assert np.array_equal(getattr(fixed, name), getattr(random, name))
+    assert (fixed.filter == Resampling.BICUBIC).all()
+    assert set(random.filter.tolist()) == {Resampling.BILINEAR, Resampling.BICUBIC}
+    cubic = random.filter == Resampling.BICUBIC
+    assert abs(cubic.mean() - 0.5) < 5 * 0.5 / math.sqrt(N)
+    for values in (random.shape.prod(axis=1), random.start[:, 0], random.flip, np.arange(N)):
+        assert abs(np.corrcoef(cubic, values)[0, 1]) < 5 / math.sqrt(N)
+    part = make_plan(
+        transforms.train(8, interpolation="random"), np.full((3, 2), 50), np.array([5, 0, 77]), seed=0, epoch=0
+    )
+    assert np.array_equal(part.filter, random.filter[[5, 0, 77]])
+    other = make_plan(transforms.train(8, interpolation="random"), np.full((N, 2), 50), np.arange(N), seed=0, epoch=1)
+    assert 0.45 < (other.filter != random.filter).mean() < 0.55
+
+
 def test_images_smaller_than_the_window():
     sizes = np.array([[32, 32], [31, 32], [32, 31], [28, 28], [27, 40]])
     assert too_small(random_crop(32), sizes, (32, 32)).tolist() == [False, True, True, True, True]
     assert too_small(random_crop(32, padding=2), sizes, (32, 32)).tolist() == [False, False, False, False, True]
     assert not too_small(random_crop(32, pad_if_needed=True), sizes, (32, 32)).any()
+    assert not too_small(random_crop(32, resize=32), sizes, (32, 32)).any()
+    assert not too_small(transforms.Transform(transforms.CenterCrop(32)), sizes, (32, 32)).any()
     assert not too_small(transforms.train(500), sizes, (500, 500)).any()
 
 
@@ -140,9 +210,10 @@ def test_auto_augment_takes_over_the_flips():
 
 def test_blank_samples_decode_one_pixel():
     p = plan(transforms.eval(24), (50, 60), n=4)
-    before = [values.copy() for values in (p.start, p.shape, p.box)]
+    before = [values.copy() for values in (p.start, p.shape, p.box, p.whole)]
     blank(p, [1, 3])
-    for values, old, value in zip((p.start, p.shape, p.box), before, (0, 1, [0, 0, 1, 1]), strict=True):
+    blanks = (0, 1, [0, 0, 1, 1], [0, 0, 1, 1])
+    for values, old, value in zip((p.start, p.shape, p.box, p.whole), before, blanks, strict=True):
         assert (values[[1, 3]] == value).all()
         assert np.array_equal(values[[0, 2]], old[[0, 2]])
     blank(p, [])

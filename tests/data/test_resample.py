@@ -146,6 +146,69 @@ def test_any_number_of_images_and_threads(count, threads):
     check(images[:1], boxes[:1], (160, 97), Image.Resampling.BICUBIC, threads)
 
 
+def test_every_image_has_its_own_filter():
+    images = [random_image(40 + i, 50 - i) for i in range(6)]
+    boxes = [part_of(image, PARTS["everything"]) for image in images]
+    dst = np.zeros((6, 20, 22, 3), np.uint8)
+    given = arguments(images, boxes, dst, Image.Resampling.BILINEAR)
+    given["filters"][:] = [1, 2, 3, 3, 2, 1]
+    extension().resample(extension().Pool(2), **given, keep=None)
+    for image, box, filter_, pixels in zip(images, boxes, given["filters"], dst, strict=True):
+        np.testing.assert_array_equal(pixels, resized(image, box, (20, 22), Image.Resampling(int(filter_))))
+
+
+def crop_of(image, whole_size, corner, out_size, filter_, rows, columns):
+    """Return a crop of what an image is resized to, made of these rows and columns of it alone."""
+    part = np.full((len(image) + 2, 3 * len(image[0]) + 2), 99, np.uint8)  # anything beside them
+    held = image[slice(*rows), slice(*columns)]
+    stored = with_gap(part[: held.shape[0], : 3 * held.shape[1]], held.shape[1])
+    stored[:] = held
+    dst = np.full((1, *out_size, 3), 77, np.uint8)
+    given = arguments([stored], [(0, 0, *image.shape[:2])], dst, filter_)
+    inputs = np.array([[rows[0], columns[0], *image.shape[:2]]], np.int64)
+    outputs = np.array([[*corner, *whole_size]], np.int64)
+    extension().resample(extension().Pool(1), **given, keep=None, inputs=inputs, outputs=outputs)
+    return dst[0]
+
+
+@pytest.mark.parametrize("filter_", FILTERS, ids=lambda filter_: filter_.name)
+@pytest.mark.parametrize(
+    ("size", "whole_size"), [((50, 60), (20, 31)), ((50, 300), (33, 61)), ((200, 20), (20, 21)), ((9, 12), (61, 80))]
+)
+def test_a_crop_is_that_of_the_whole(size, whole_size, filter_):
+    image = random_image(*size, "extremes")
+    whole = resized(image, (0, 0, *size), whole_size, filter_)
+    for corner in [(0, 0), (3, 5), (whole_size[0] - 13, whole_size[1] - 11)]:
+        # What the filter reaches of the image, by its own rule.
+        reach = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2, Image.Resampling.LANCZOS: 3}[filter_]
+        needed = []
+        for side, result, begin, out in zip(size, whole_size, corner, (13, 11), strict=True):
+            scale = side / result
+            support = reach * max(scale, 1)
+            first = int(max((begin + 0.5) * scale - support + 0.5, 0))
+            needed.append((first, min(int((begin + out - 0.5) * scale + support + 0.5), side)))
+        expected = whole[corner[0] : corner[0] + 13, corner[1] : corner[1] + 11]
+        got = crop_of(image, whole_size, corner, (13, 11), filter_, *needed)
+        np.testing.assert_array_equal(got, expected)
+        for i in range(2):
+            for low, high in ((1, 0), (0, -1)):  # a row or column less is refused
+                less = list(needed)
+                less[i] = (needed[i][0] + low, needed[i][1] + high)
+                with pytest.raises(ValueError, match="has not all pixels that its output needs"):
+                    crop_of(image, whole_size, corner, (13, 11), filter_, *less)
+
+
+def test_a_crop_of_a_result_that_is_too_large_to_make():
+    image = random_image(1, 60_000)
+    got = crop_of(
+        image, (256, 15_360_000), (20, 7_000_000), (32, 32), Image.Resampling.BILINEAR, (0, 1), (27_342, 27_346)
+    )
+    middles = (7_000_000 + np.arange(32) + 0.5) / 256 - 0.5
+    expected = np.stack([np.interp(middles, np.arange(60_000), image[0, :, c]) for c in range(3)], axis=1)
+    assert np.abs(got - expected).max() <= 0.501
+    assert (got == got[0]).all()
+
+
 def test_no_images():
     assert resample([], [], (8, 8), Image.Resampling.BILINEAR).shape == (0, 8, 8, 3)
 
@@ -241,13 +304,31 @@ def test_rejects_boxes(box):
         ({"strides": [60]}, r"strides is not of shape \[2\]"),
         ({"boxes": [[0.0, 0.0, 5.0, 5.0]]}, r"boxes is not of shape \[2, 4\]"),
         ({"addresses": [[1], [2]]}, r"addresses is not of shape \[2\]"),
+        (
+            {"inputs": [[0, 0, 10, 20], [1, 0, 10, 20]]},
+            r"image 1, 10 x 20 pixels from \(1, 0\) on, is no part of one of",
+        ),
+        ({"inputs": [[0, -1, 10, 20], [0, 0, 10, 20]]}, r"image 0, 10 x 20 pixels from \(0, -1\) on, is no part"),
+        ({"inputs": [[0, 0, 10, 20], [0, 0, 10, 2**28 + 1]]}, "image 1, .* is no part of one of 10 x 268435457"),
+        (
+            {"inputs": [[0, 0, 10, 20], [0, 0, 10, 30]], "boxes": [[0.0, 0, 10, 20], [0, 0, 10, 30]]},
+            "image 1, .* needs",
+        ),
+        ({"inputs": [[0, 0, 10, 20]]}, r"inputs is not of shape \[2, 4\]"),
+        (
+            {"outputs": [[0, 0, 8, 8], [1, 0, 8, 8]]},
+            r"image 1 is resized to 8 x 8, of which .* from \(1, 0\) on, is no",
+        ),
+        ({"outputs": [[0, 0, 7, 8], [0, 0, 8, 8]]}, "image 0 is resized to 7 x 8, of which the output, 8 x 8"),
+        ({"outputs": [[0, 0, 8, 8], [0, 2**62, 8, 2**62 + 8]]}, "image 1 is resized to 8 x 4611686018427387912, of"),
     ],
 )
 def test_rejects_values(changed, message):
     image, dst = random_image(10, 20), np.full((2, 8, 8, 3), 77, np.uint8)
     given = arguments([image] * 2, [(0, 0, 10, 20)] * 2, dst, Image.Resampling.BILINEAR)
     for name, value in changed.items():
-        given[name] = np.array(value, given[name].dtype) if isinstance(value, list) else value
+        dtype = np.float64 if name == "boxes" else np.int64
+        given[name] = np.array(value, dtype) if isinstance(value, list) else value
     with pytest.raises(ValueError, match=f"resample: {message}"):
         extension().resample(extension().Pool(1), **given, keep=None)
     assert (dst == 77).all()
