@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks run | list | report | compare``, from the root of a checkout."""
+"""The command line: ``python -m benchmarks run | list | report | compare | equality``, from the root of a checkout."""
 
 import argparse
 import os
@@ -17,8 +17,10 @@ from benchmarks.case import Case, Options, label, select
 from benchmarks.cases import all_cases
 from benchmarks.compare import compare
 from benchmarks.environment import cores, environment
+from benchmarks.equality import table
 from benchmarks.harness import Pass, measure_pass
 from benchmarks.machine import ceilings, keep_freed_memory
+from benchmarks.peers import Absent
 from benchmarks.report import summary_for, write_report
 from benchmarks.report.summary import update_readme
 from benchmarks.results import FILE, device_folder, read_rows, write_rows
@@ -123,6 +125,21 @@ def _compare(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: S
     return 1 if worse else 0
 
 
+def _equality(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> int:
+    try:
+        found = table(args.data)
+        if args.output is None:
+            print(found, end="")
+        else:
+            args.output.write_text(found)
+            print(f"table    {args.output}")
+    except Absent as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
+    return 0
+
+
 def _options(args: argparse.Namespace) -> Options:
     return Options(torch.device(args.device), args.quick, args.data, args.threads)
 
@@ -192,6 +209,14 @@ def _parser() -> argparse.ArgumentParser:
     compare_.add_argument("before", type=Path, metavar="DIR1", help=f"a folder with {FILE}")
     compare_.add_argument("after", type=Path, metavar="DIR2", help="another one")
     compare_.set_defaults(handle=_compare)
+    equality = commands.add_parser(
+        "equality", help="print how far the loader's pixels are from torchvision's, transform by transform, in Markdown"
+    )
+    equality.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the table there instead")
+    equality.add_argument(
+        "--data", type=_folder, metavar="DIR", help="a folder of class folders: take its photographs, not drawn images"
+    )
+    equality.set_defaults(handle=_equality)
     return parser
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastfeed.data.declarations import number, probability, replace_values
+from fastfeed.data.declarations import number, probability, replace_values, whole
 from fastfeed.data.philox import Float64, Uint32, philox, uniform
 
 # One number per random decision, as in plan.py, with which the key and the last two words of a counter, epoch and
@@ -34,17 +34,20 @@ class Mix:
             equally often, as by torchvision's ``RandomChoice([MixUp(...), CutMix(...)])``.
         probability: 0 to 1, that anything is mixed at all.
         per: "batch" draws once for a whole batch, as the papers and torchvision do; "sample" draws for every sample.
+        num_classes: C, at least 1, to have class indices become probabilities, [N, C] float32, as torchvision's do;
+            None for a `MixedTarget`.
 
     Raises:
-        TypeError: for an alpha or a probability that is no number.
-        ValueError: for an alpha that is negative or not finite, two alphas of 0, a probability outside 0 to 1, or
-            another `per`.
+        TypeError: for an alpha or a probability that is no number, or a num_classes that is no whole number.
+        ValueError: for an alpha that is negative or not finite, two alphas of 0, a probability outside 0 to 1, another
+            `per`, or a num_classes below 1.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
     probability: float = field(default=1.0, kw_only=True)
     per: str = field(default="batch", kw_only=True)
+    num_classes: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
@@ -55,6 +58,8 @@ class Mix:
             raise ValueError("Mix: mixup and cutmix are both 0: nothing to mix. Give one an alpha, as Mix(mixup=0.2)")
         if self.per not in ("batch", "sample"):
             raise ValueError(f"Mix: per is {self.per!r}; expected 'batch' or 'sample'")
+        if self.num_classes is not None:
+            replace_values(self, num_classes=whole("Mix: num_classes", self.num_classes, 1))
 
 
 @dataclass(frozen=True)

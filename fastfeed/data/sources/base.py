@@ -1,6 +1,7 @@
 """What a source is: samples by index, read in batches."""
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,27 @@ class EncodedBatch:
             self.names[samples],
             self.errors[samples],
         )
+
+
+class OneAtATime:
+    """A lock around calls of the user's code, which need not be made for several threads.
+
+    A copy, and a child after a fork, has a lock of its own: that of another process may be held for ever.
+    """
+
+    def __init__(self) -> None:
+        self._pid, self._lock = os.getpid(), threading.Lock()
+
+    def __enter__(self) -> None:
+        if self._pid != os.getpid():
+            self._pid, self._lock = os.getpid(), threading.Lock()
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type["OneAtATime"], tuple[()]]:
+        return OneAtATime, ()
 
 
 class Source(ABC):

@@ -44,11 +44,7 @@ class ListSource(Source):
         root: str | os.PathLike[str] | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
-        if isinstance(paths, str | bytes | os.PathLike) or not isinstance(paths, Iterable):
-            raise TypeError(f"paths is {paths!r}; expected a list of paths")
-        self.paths = [_path(path, i) for i, path in enumerate(paths)]
-        if not self.paths:
-            raise ValueError("paths is empty; expected at least one")
+        self.paths = checked_paths(paths)
         if root is not None:
             self.paths = [os.path.join(root, path) for path in self.paths]
         self._targets = as_targets(targets, len(self.paths))
@@ -77,6 +73,21 @@ class ListSource(Source):
         chosen._targets = self._targets.subset(indices)
         chosen.classes, chosen.labels = self.classes, chosen._targets.labels
         return chosen
+
+
+def checked_paths(paths: Any) -> list[str]:
+    """Return paths as text.
+
+    Raises:
+        TypeError: for what is no list of paths.
+        ValueError: for none, or an empty one.
+    """
+    if isinstance(paths, str | bytes | os.PathLike) or not isinstance(paths, Iterable):
+        raise TypeError(f"paths is {paths!r}; expected a list of paths")
+    texts = [_path(path, i) for i, path in enumerate(paths)]
+    if not texts:
+        raise ValueError("paths is empty; expected at least one")
+    return texts
 
 
 def checked_classes(classes: Sequence[str], labels: npt.NDArray[np.int64] | None) -> list[str]:

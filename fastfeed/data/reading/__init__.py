@@ -1,0 +1,12 @@
+"""Reading what people already have: torchvision's datasets, transforms and collate functions, to be done by DALI.
+
+Everything is recognised by class and attributes, without importing torchvision. What cannot be done with the same
+results is `Unreadable`, with every reason.
+"""
+
+from fastfeed.data.reading.collate import read_collate
+from fastfeed.data.reading.datasets import Reading, read_dataset
+from fastfeed.data.reading.reasons import Unreadable
+from fastfeed.data.reading.transforms import read_transform
+
+__all__ = ["Reading", "Unreadable", "read_collate", "read_dataset", "read_transform"]
