@@ -24,8 +24,13 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_terminal_summary(terminalreporter, config):
     reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
-    for what, missing in (("GPU", "an NVIDIA GPU"), ("DALI", "NVIDIA DALI")):
+    needs = (
+        ("GPU tests", "an NVIDIA GPU"),
+        ("DALI tests", "NVIDIA DALI"),
+        ("test files", "torchvision"),
+    )
+    for what, missing in needs:
         if count := sum(f"needs {missing}" in reason for reason in reasons):
             terminalreporter.write_sep(
-                "!", f"{count} {what} tests NOT RUN: no {missing.removeprefix('an ')} here", yellow=True, bold=True
+                "!", f"{count} {what} NOT RUN: no {missing.removeprefix('an ')} here", yellow=True, bold=True
             )

@@ -8,9 +8,10 @@ from PIL import Image
 from fastfeed.data import augment, policies
 from fastfeed.data.policies import Kind
 from tests.data.test_augment_pixels import make_images, run
+from tests.torchvision_ops import torchvision_or_skip
 
-transforms = pytest.importorskip("torchvision.transforms")
-autoaugment = pytest.importorskip("torchvision.transforms.autoaugment")
+transforms = torchvision_or_skip("torchvision.transforms")
+autoaugment = torchvision_or_skip("torchvision.transforms.autoaugment")
 
 NAMES = {
     "Identity": Kind.NOTHING,
