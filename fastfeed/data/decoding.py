@@ -15,7 +15,7 @@ from fastfeed.data.epoch import Epochs, Given, SampleInfo, beginning
 from fastfeed.data.errors import BadSample, Report, SampleError
 from fastfeed.data.finish import Finish, SampleParameters
 from fastfeed.data.graph import Graph, Images
-from fastfeed.data.mix import Mix, draw_mix, mix_target
+from fastfeed.data.mix import Mix, as_declared, draw_mix, mix_target
 from fastfeed.data.prepare import Prepared, Preparer
 from fastfeed.data.ring import Done, Rings, Work
 from fastfeed.data.schedule import SizeSchedule
@@ -122,11 +122,11 @@ class Decoding:
         assert images is not None
         if self._grouped:
             images = images.unflatten(0, (-1, self._views))
-        batch: Any = [images, targets]
+        batch: Any = [images, as_declared(targets, self._mix)]
         if self._info:
             batch.append(replace(info, valid=next(rest)))
         if not self._batched:
-            batch = [images[0], _first(targets), *batch[2:]]
+            batch = [images[0], _first(batch[1]), *batch[2:]]
         return Given(tuple(batch), progress)
 
     def _decoded(self, start: dict[str, Any], epochs: Epochs) -> Iterator[Work]:
@@ -198,9 +198,11 @@ class Decoding:
                 index, valid, names = index[taken], valid[taken], [names[i] for i in taken]
         n, height, width, _ = pixels.shape
         mixing: dict[str, Any] = {}
-        if self._mix is not None and self.mixing:
+        if self._mix is not None:
             position = int(picks.position[0])
-            mix = draw_mix(self._mix, n, height, width, seed=self._seed, epoch=epoch, batch=position)
+            # Targets are of one kind, whether or not anything is mixed: the loss is for that kind.
+            declared = self._mix if self.mixing else replace(self._mix, probability=0.0)
+            mix = draw_mix(declared, n, height, width, seed=self._seed, epoch=epoch, batch=position)
             mixing = {"partner": mix.partner, "weight": mix.weight, "cut": mix.box}
             targets = mix_target(targets, mix)
         noise = plan.noise_key if self._noise else None

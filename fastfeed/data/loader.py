@@ -13,7 +13,7 @@ from fastfeed.data.declarations import flag
 from fastfeed.data.decoding import Decoding
 from fastfeed.data.epoch import EpochBatchSampler, EpochIterator, Epochs, EpochSampler, Given, beginning
 from fastfeed.data.errors import BadSample
-from fastfeed.data.mix import Mix
+from fastfeed.data.mix import Mix, check_addresses
 from fastfeed.data.order import rank_and_world_size
 from fastfeed.data.route import as_dataset, choose_route, labels_of, length_of
 from fastfeed.data.samplers import Sampler, Sequential, Shuffled, TorchSampler
@@ -100,7 +100,8 @@ class DataLoader:
         backend: "dali" or "torch".
         transform: what DALI does.
         epoch: the epoch that the next `iter()` runs; each `iter()` adds one. Set it to repeat or skip one.
-        mixup_enabled: whether batches are mixed; set it to False to end mixing, as timm's training script does.
+        mixup_enabled: whether batches are mixed; set it to False to end mixing, as timm's training script does. Targets
+            stay what they are with `mix`.
 
     Raises:
         FileNotFoundError, NotADirectoryError: for a folder that is not there or holds no classes or images.
@@ -256,6 +257,7 @@ class DataLoader:
         else:
             if tta is not None:
                 tta.check(route.transform)
+            check_addresses(self.mix, stable_addresses)
             self._engine = Decoding(
                 route.source,
                 route.transform,

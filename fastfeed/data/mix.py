@@ -7,7 +7,7 @@ The pixels are mixed by the last pass (`finish.py`). Sources: mixup, Zhang et al
 import operator
 import sys
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import torch
 
 from fastfeed.data.declarations import number, probability, replace_values, whole
 from fastfeed.data.philox import Float64, Uint32, philox, uniform
+from fastfeed.data.tree import replace_leaves
 
 # One number per random decision, as in plan.py, with which the key and the last two words of a counter, epoch and
 # purpose << 16, are shared: its purposes count up from 0, these from 0x100.
@@ -220,6 +221,25 @@ def mix_target(target: torch.Tensor, plan: MixPlan) -> "MixedTarget | torch.Tens
     weight = lam.to(torch.promote_types(torch.float32, target.dtype)).view(-1, *[1] * (target.dim() - 1))
     mixed = (weight * target + (1 - weight) * target[partner]).to(target.dtype)
     return torch.where(weight == 1, target, mixed)  # here too: an infinite value of the partner's
+
+
+def as_declared(batch: Any, mix: Mix | None) -> Any:
+    """Return a batch with the mixed targets in it as `Mix.num_classes` asks for them."""
+    classes = None if mix is None else mix.num_classes
+    if classes is None:
+        return batch
+    return replace_leaves(
+        batch, lambda _, leaf: leaf.dense(classes) if isinstance(leaf, MixedTarget) else leaf, stop=MixedTarget
+    )
+
+
+def check_addresses(mix: Mix | None, stable_addresses: bool) -> None:
+    """Raise ValueError for probabilities that would have to be at the addresses of the first batch's."""
+    if stable_addresses and mix is not None and mix.num_classes is not None:
+        raise ValueError(
+            "stable_addresses gives the targets of mix as a MixedTarget: leave Mix's num_classes out, and call "
+            "target.dense(num_classes) in the step that is captured"
+        )
 
 
 def _draw(count: int, seed: int, epoch: int, batch: int) -> Uint32:

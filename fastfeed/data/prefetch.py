@@ -9,7 +9,7 @@ import torch
 
 from fastfeed.data.arguments import check_whole, choose_device, choose_threads
 from fastfeed.data.finish import Finish, SampleParameters, check_storage
-from fastfeed.data.mix import Mix, draw_mix, mix_target
+from fastfeed.data.mix import Mix, as_declared, check_addresses, draw_mix, mix_target
 from fastfeed.data.ring import Done, Rings, Work, is_strided
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fastfeed.data.tree import Path, leaves, path_name, replace_leaves, resolved
@@ -98,6 +98,7 @@ class Prefetcher:
             raise ValueError(f"seed is {seed}; expected at most 2**64 - 1")
         if mix is not None and not isinstance(mix, Mix):
             raise TypeError(f"mix is {type(mix).__name__}; expected a fastfeed.Mix, as fastfeed.Mix(mixup=0.2)")
+        check_addresses(mix, stable_addresses)
         if layout not in (None, "NHWC", "NCHW"):
             raise ValueError(f"layout is {layout!r}; expected 'NHWC', 'NCHW', or None to see it from the shape")
         if target is not None and mix is None:
@@ -161,7 +162,7 @@ class Prefetcher:
 
     def _give(self, done: Done) -> Any:
         batch, image_path, self._progress = done.tag
-        return _rebuild(batch, image_path, done)
+        return as_declared(_rebuild(batch, image_path, done), self.mix)
 
     def _prepare(self, batch: Any, epoch: int, position: int) -> Work:
         image_path = _find_image(batch, len(self._finish.mean)) if self._image is None else resolved(batch, self._image)

@@ -20,16 +20,18 @@ def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield from leaves(child, (*path, key))
 
 
-def replace_leaves(tree: Any, function: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+def replace_leaves(
+    tree: Any, function: Callable[[Path, Any], Any], path: Path = (), *, stop: type | None = None
+) -> Any:
     """Return a tree of the same types with function(path, leaf) for each leaf.
 
-    Of a dataclass neither ``__init__`` nor ``__post_init__`` is called. Mappings that do not say how they are copied
-    become dicts.
+    An object of the class `stop` is a leaf too. Of a dataclass neither ``__init__`` nor ``__post_init__`` is called.
+    Mappings that do not say how they are copied become dicts.
     """
-    children = _children(tree)
+    children = None if stop is not None and isinstance(tree, stop) else _children(tree)
     if children is None:
         return function(path, tree)
-    new = {key: replace_leaves(child, function, (*path, key)) for key, child in children}
+    new = {key: replace_leaves(child, function, (*path, key), stop=stop) for key, child in children}
     if isinstance(tree, Mapping):
         # Without a __copy__ of its own, a copy of a class that is no dict would share its items with the original.
         if type(tree) is not dict and (isinstance(tree, dict) or hasattr(tree, "__copy__")):

@@ -12,6 +12,7 @@ from fastfeed.data.pipeline import Entry
 from fastfeed.data.plan import make_plan
 from tests.data.test_resample import resized
 from tests.images import picture
+from tests.torchvision_ops import torchvision_or_skip
 
 pytestmark = pytest.mark.dali
 
@@ -125,7 +126,7 @@ def test_another_size_resizes_in_proportion(source):
     transforms.RandomResizedCrop(20, (0.3, 1.0), interpolation="random"),
 ], ids=str)  # fmt: skip
 def test_pixels_are_torchvisions(source, crop):
-    theirs = pytest.importorskip("torchvision.transforms")
+    theirs = torchvision_or_skip("torchvision.transforms")
     plan, pixels = crop_all(source, crop)
     size = transforms.Transform(crop).size
     for i, (path, _) in enumerate(source.samples):
@@ -143,7 +144,7 @@ def test_pixels_are_torchvisions(source, crop):
 
 
 def test_central_windows_of_all_small_sizes():
-    theirs = pytest.importorskip("torchvision.transforms")
+    theirs = torchvision_or_skip("torchvision.transforms")
     for height in range(1, 8):
         for width in range(1, 8):
             image = torch.arange(1, 1 + height * width).view(1, height, width)

@@ -58,3 +58,34 @@ def test_several_labels_at_once_are_mixed_as_their_samples_are(folder):
         assert torch.equal(images, same_images)
         assert mixed.dtype == torch.float64
         torch.testing.assert_close(mixed.cpu(), target.to("cpu").dense(rows.shape[1], torch.float64))
+
+
+def test_probabilities_instead_of_two_labels(folder):
+    mixes = Mix(0.4, 1.0), Mix(0.4, 1.0, num_classes=7)
+    for (images, target), (same_images, dense) in zip(*(loader(folder, mix=mix) for mix in mixes), strict=True):
+        assert torch.equal(images, same_images)
+        assert dense.dtype == torch.float32
+        assert torch.equal(dense, target.dense(7))
+    with pytest.raises(IndexError, match="Target 2 is out of bounds"):
+        list(loader(folder, mix=Mix(0.4, num_classes=2)))
+    with pytest.raises(ValueError, match="stable_addresses gives the targets of mix as a MixedTarget"):
+        loader(folder, mix=mixes[1], stable_addresses=True)
+
+
+@pytest.mark.parametrize("mix", [Mix(0.4), Mix(0.4, num_classes=3)])
+def test_mixing_that_is_ended(folder, mix):
+    data = loader(folder, mix=mix, shuffle=True)
+    assert data.mixup_enabled
+    data.mixup_enabled = False  # as timm's script sets it
+    assert not data.mixup_enabled
+    for (images, target), (plain, labels) in zip(data, loader(folder, shuffle=True), strict=True):
+        assert torch.equal(images, plain)
+        dense = target if isinstance(target, torch.Tensor) else target.dense(3)
+        assert torch.equal(dense, torch.nn.functional.one_hot(labels, 3).float())
+    data.mixup_enabled, data.epoch = True, 0
+    again = loader(folder, mix=mix, shuffle=True)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(data, again, strict=True))
+    with pytest.raises(ValueError, match="mixup_enabled cannot be True without mix"):
+        loader(folder).mixup_enabled = True
+    with pytest.raises(TypeError, match="mixup_enabled is 1"):
+        data.mixup_enabled = 1

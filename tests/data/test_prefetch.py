@@ -202,6 +202,15 @@ def test_the_target_is_found_or_named():
     assert torch.equal(got["id"], torch.arange(4))
 
 
+def test_probabilities_instead_of_two_labels():
+    batch = {"x": random_images(4, 6, 5, 3), "label": torch.arange(4)}
+    (two,), (dense,) = (Prefetcher([batch], mix=Mix(0.4, num_classes=n), **CPU) for n in (None, 5))
+    assert torch.equal(dense["x"], two["x"])
+    assert torch.equal(dense["label"], two["label"].dense(5))
+    with pytest.raises(ValueError, match="stable_addresses gives the targets of mix as a MixedTarget"):
+        Prefetcher([batch], mix=Mix(0.4, num_classes=5), stable_addresses=True, **CPU)
+
+
 # ---- stable addresses
 
 

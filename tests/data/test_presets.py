@@ -4,6 +4,7 @@ import pytest
 
 from fastfeed import transforms
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from tests.torchvision_ops import torchvision_or_skip
 
 
 def test_numbers():
@@ -27,8 +28,8 @@ def test_numbers():
 
 @pytest.mark.parametrize("recipe", ["IMAGENET1K_V1", "IMAGENET1K_V2"])
 def test_evaluation_of_torchvisions_weights(recipe):
-    pytest.importorskip("torchvision.transforms")
-    resnet = pytest.importorskip("torchvision.models.resnet")
+    torchvision_or_skip("torchvision.transforms")
+    resnet = torchvision_or_skip("torchvision.models.resnet")
     theirs, ours = resnet.ResNet50_Weights[recipe].transforms(), transforms.torchvision_eval(recipe)
     assert [ours.crop.size] == theirs.crop_size
     assert [ours.crop.resize] == theirs.resize_size
@@ -37,7 +38,7 @@ def test_evaluation_of_torchvisions_weights(recipe):
 
 
 def steps_of_timm(**arguments):
-    pytest.importorskip("torchvision.transforms")
+    torchvision_or_skip("torchvision.transforms")
     return {
         type(step).__name__: step for step in pytest.importorskip("timm.data").create_transform(**arguments).transforms
     }
@@ -77,7 +78,7 @@ def test_evaluation_with_timm(size, crop_pct):
 
 
 def test_what_timms_scripts_take_by_default():
-    pytest.importorskip("torchvision.transforms")
+    torchvision_or_skip("torchvision.transforms")
     config = pytest.importorskip("timm.data").resolve_data_config({}, pretrained_cfg={"num_classes": 10})
     ours = transforms.timm_eval()
     assert config["interpolation"] == ours.crop.interpolation
