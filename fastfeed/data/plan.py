@@ -1,7 +1,7 @@
 """What happens to each sample: a function of (seed, epoch, sample index, copy), drawn for a whole batch at once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -32,6 +32,7 @@ _ATTEMPTS = 10  # of RandomResizedCrop and RandomErasing, as in torchvision
 _REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}  # of the filters, in pixels of the output
 
 Int64 = npt.NDArray[np.int64]
+_Draw = Callable[..., Float64]  # of a purpose: [N, attempts, 4] uniform numbers in [0, 1)
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,14 @@ def make_plan(
     origin, place = np.zeros((n, 2), np.int64), np.tile([0, 0, height, width], (n, 1))
     if isinstance(crop, RandomCrop | CenterCrop) and crop.resize is not None:
         results = resized_sizes(crop.resize, output_size(crop.size), sizes, output)
-        corner = _corners(crop, results, draw(_CROP)[:, 0], output)
+        corner = _corners(crop, results, draw, output)
         start, shape, box = windows_to_resize(sizes, results, corner, output, crop.interpolation)
         whole, resized = np.concatenate([start, sizes], axis=1), np.concatenate([corner, results], axis=1)
     else:
         if isinstance(crop, RandomResizedCrop):
             start, shape = _random_windows(crop, sizes, draw(_CROP, _ATTEMPTS))
         elif isinstance(crop, RandomCrop | CenterCrop):
-            start, shape, place = _padded_windows(_corners(crop, sizes, draw(_CROP)[:, 0], output), sizes, output)
+            start, shape, place = _padded_windows(_corners(crop, sizes, draw, output), sizes, output)
         else:
             start, shape = origin, sizes
         # The window is cropped before it is resized: the filter sees nothing outside of it.
@@ -127,7 +128,7 @@ def make_plan(
         box,
         whole.astype(np.int64),
         resized.astype(np.int64),
-        _filters(crop, draw(_INTERPOLATION)[:, 0, 0]),
+        _filters(crop, n, draw),
         place.astype(np.int32),
         (flip[:, 0] < transform.horizontal_flip) + 2 * (flip[:, 1] < transform.vertical_flip).astype(np.int32),
         erase.astype(np.int32),
@@ -231,7 +232,7 @@ def resized_sizes(resize: Size, declared: tuple[int, int], sizes: Int64, output:
     return short * sizes // sizes.min(axis=1, keepdims=True)  # torchvision: int(resize * long / short)
 
 
-def _corners(crop: RandomCrop | CenterCrop, sizes: Int64, draws: Float64, output: Int64) -> Int64:
+def _corners(crop: RandomCrop | CenterCrop, sizes: Int64, draw: _Draw, output: Int64) -> Int64:
     """Return [N, 2], top and left of the windows in images of `sizes`; negative where they begin in the padding."""
     if isinstance(crop, CenterCrop):
         # As torchvision: what is missing is added on both sides, less before than behind; halves round to even.
@@ -240,7 +241,7 @@ def _corners(crop: RandomCrop | CenterCrop, sizes: Int64, draws: Float64, output
     if crop.pad_if_needed:
         # As torchvision: on both sides by all that is missing.
         padding += np.maximum(output - (sizes + 2 * padding), 0)
-    return _below(draws[:, :2], sizes + 2 * padding - output + 1) - padding
+    return _below(draw(_CROP)[:, 0, :2], sizes + 2 * padding - output + 1) - padding
 
 
 def windows_to_resize(
@@ -268,10 +269,12 @@ def _padded_windows(corner: Int64, sizes: Int64, output: Int64) -> tuple[Int64, 
     return start, np.where(missed, 1, shape), place
 
 
-def _filters(crop: Crop, draws: Float64) -> Int64:
+def _filters(crop: Crop, n: int, draw: _Draw) -> Int64:
     """Return [N], of ``PIL.Image.Resampling``."""
-    names = RANDOM_INTERPOLATIONS if crop.interpolation == "random" else (crop.interpolation,)
-    return np.array([Resampling[name.upper()] for name in names], np.int64)[_below(draws, len(names))]
+    if crop.interpolation != "random":
+        return np.full(n, Resampling[crop.interpolation.upper()], np.int64)
+    filters = np.array([Resampling[name.upper()] for name in RANDOM_INTERPOLATIONS], np.int64)
+    return filters[_below(draw(_INTERPOLATION)[:, 0, 0], len(filters))]
 
 
 def _erased(erasing: RandomErasing, height: int, width: int, draws: Float64) -> Int64:
