@@ -226,7 +226,7 @@ def resized_sizes(resize: Size, declared: tuple[int, int], sizes: Int64, output:
     `resize` is for windows of the `declared` size; for others it is changed in proportion, and never below theirs.
     """
     if isinstance(resize, tuple):
-        sides = [max(round(r * o / d), o) for r, o, d in zip(resize, output.tolist(), declared, strict=True)]
+        sides = [round(r * o / d) for r, o, d in zip(resize, output.tolist(), declared, strict=True)]
         return np.tile(sides, (len(sizes), 1))
     short = max(round(resize * output[0] / declared[0]), *output)
     return short * sizes // sizes.min(axis=1, keepdims=True)  # torchvision: int(resize * long / short)

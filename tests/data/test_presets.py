@@ -16,6 +16,7 @@ def test_numbers():
     jitter = transforms.ColorJitter(0.4, 0.4, 0.4)
     assert transforms.timm_train(192) == transforms.train(192, interpolation="random", augment=jitter)
     assert transforms.timm_eval() == transforms.eval(224, resize=256, interpolation="bicubic")
+    assert transforms.timm_eval(224, 0.95).crop.resize == 235  # 235.8
     assert transforms.nvidia_train() == transforms.train(224)
     assert transforms.nvidia_eval() == transforms.eval(224, resize=256)
     cifar = transforms.cifar_train()
