@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "blur.h"
 #include "hue.h"
 
 namespace fastfeed {
@@ -251,7 +252,8 @@ void vertical_flip(const Image& image) {
     }
 }
 
-void operate(Operation operation, float magnitude, const Image& image, const Fill& fill, Scratch& scratch) {
+void operate(Operation operation, float magnitude, const int32_t* kernel_size, const Image& image, const Fill& fill,
+             Scratch& scratch) {
     switch (operation) {
         case Operation::horizontal_flip: return horizontal_flip(image);
         case Operation::vertical_flip: return vertical_flip(image);
@@ -277,6 +279,8 @@ void operate(Operation operation, float magnitude, const Image& image, const Fil
         case Operation::translate_x: return warp(image, {1, 0, -std::trunc(magnitude), 0, 1, 0}, fill, scratch);
         case Operation::translate_y: return warp(image, {1, 0, 0, 0, 1, -std::trunc(magnitude)}, fill, scratch);
         case Operation::rotate: return warp(image, rotation_matrix(magnitude, image), fill, scratch);
+        case Operation::gaussian_blur:
+            return gaussian_blur(image.data, image.h, image.w, kernel_size[0], kernel_size[1], magnitude);
         case Operation::nothing:
         case Operation::count: return;
     }
@@ -295,12 +299,28 @@ void check(uint8_t kind, float magnitude) {
     expect(std::isfinite(magnitude), "a finite number");
     if (kind == static_cast<uint8_t>(Operation::posterize)) expect(magnitude >= 1 && magnitude < 9, "1 to 8 bits");
     if (kind == static_cast<uint8_t>(Operation::hue)) expect(std::fabs(magnitude) <= 0.5f, "-0.5 to 0.5");
+    if (kind == static_cast<uint8_t>(Operation::gaussian_blur)) expect(magnitude > 0, "more than 0");
+}
+
+void check_kernel(const int32_t* size, int64_t h, int64_t w) {
+    const auto fits = [](int32_t size, int64_t side) {  // any image without pixels
+        return size > 0 && size % 2 == 1 && size / 2 < std::max<int64_t>(side, 1);
+    };
+    if (fits(size[0], h) && fits(size[1], w)) return;
+    throw std::invalid_argument("augment: the kernel of a blur has height " + std::to_string(size[0]) + " and width " +
+                                std::to_string(size[1]) + ", and the images " + std::to_string(h) + " and " +
+                                std::to_string(w) + "; expected odd numbers, less than twice the images'");
 }
 
 }  // namespace
 
 AugmentWork augment_work(AugmentArgs args) {
-    for (size_t i = 0; i < args.kind.size(); ++i) check(args.kind[i], args.magnitude[i]);
+    for (size_t i = 0; i < args.kind.size(); ++i) {
+        check(args.kind[i], args.magnitude[i]);
+        if (args.kind[i] == static_cast<uint8_t>(Operation::gaussian_blur)) {
+            check_kernel(&args.kernel_size[2 * i], args.h, args.w);
+        }
+    }
     // A pool's function is copied; what it needs is not.
     const auto shared = std::make_shared<const AugmentArgs>(std::move(args));
     return {shared->h * shared->w == 0 ? 0 : shared->n, [shared](int64_t n) {
@@ -308,7 +328,8 @@ AugmentWork augment_work(AugmentArgs args) {
                 const Image image{a.images + n * a.h * a.w * 3, a.h, a.w};
                 Scratch scratch;
                 for (int64_t i = n * a.operations; i < (n + 1) * a.operations; ++i) {
-                    operate(static_cast<Operation>(a.kind[i]), a.magnitude[i], image, a.fill, scratch);
+                    const auto operation = static_cast<Operation>(a.kind[i]);
+                    operate(operation, a.magnitude[i], &a.kernel_size[2 * i], image, a.fill, scratch);
                 }
             }};
 }

@@ -1,5 +1,5 @@
 // Colour and geometry of uint8 images [N, H, W, 3], with the results of Pillow's ImageEnhance, ImageOps and Image, as
-// torchvision's transforms call them.
+// torchvision's transforms call them; but for the blur, which torchvision does itself: blur.h.
 #pragma once
 
 #include <array>
@@ -30,16 +30,18 @@ enum class Operation : uint8_t {
     translate_x,
     translate_y,
     rotate,
+    gaussian_blur,
     count
 };
 
 struct AugmentArgs {
     uint8_t* images;  // contiguous
     int64_t n, h, w;
-    int64_t operations;            // of each sample, done in their order
-    std::vector<uint8_t> kind;     // [n, operations]
-    std::vector<float> magnitude;  // [n, operations]
-    std::array<uint8_t, 3> fill;   // of pixels that come from outside of the image
+    int64_t operations;                // of each sample, done in their order
+    std::vector<uint8_t> kind;         // [n, operations]
+    std::vector<float> magnitude;      // [n, operations]
+    std::array<uint8_t, 3> fill;       // of pixels that come from outside of the image
+    std::vector<int32_t> kernel_size;  // [n, operations, 2], height and width of the kernels of blurs
 };
 
 // The operations as pieces of work for a pool: call piece(i) for every i in [0, pieces).
@@ -48,7 +50,7 @@ struct AugmentWork {
     std::function<void(int64_t)> piece;
 };
 
-// Throws std::invalid_argument for an operation that is none, or a magnitude that it cannot have.
+// Throws std::invalid_argument for an operation that is none, or a magnitude or kernel size that it cannot have.
 AugmentWork augment_work(AugmentArgs args);
 
 }  // namespace fastfeed

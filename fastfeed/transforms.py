@@ -1,14 +1,5 @@
-"""What a loader does to an image: the public names of ``fastfeed.data.transforms``, ``augment`` and ``presets``."""
+"""What a loader does to an image: public names of ``fastfeed.data.transforms``, ``steps``, ``presets`` and ``views``."""
 
-from fastfeed.data.augment import (
-    AutoAugment,
-    ColorJitter,
-    RandAugment,
-    RandomGrayscale,
-    RandomHorizontalFlip,
-    RandomVerticalFlip,
-    TrivialAugmentWide,
-)
 from fastfeed.data.presets import (
     cifar_eval,
     cifar_train,
@@ -18,6 +9,23 @@ from fastfeed.data.presets import (
     timm_train,
     torchvision_eval,
     torchvision_train,
+)
+from fastfeed.data.steps import (
+    AutoAugment,
+    ColorJitter,
+    GaussianBlur,
+    RandAugment,
+    RandomAdjustSharpness,
+    RandomApply,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomInvert,
+    RandomPosterize,
+    RandomSolarize,
+    RandomVerticalFlip,
+    TrivialAugmentWide,
 )
 from fastfeed.data.transforms import (
     CenterCrop,
@@ -35,12 +43,20 @@ __all__ = [
     "AutoAugment",
     "CenterCrop",
     "ColorJitter",
+    "GaussianBlur",
     "RandAugment",
+    "RandomAdjustSharpness",
+    "RandomApply",
+    "RandomAutocontrast",
     "RandomCrop",
+    "RandomEqualize",
     "RandomErasing",
     "RandomGrayscale",
     "RandomHorizontalFlip",
+    "RandomInvert",
+    "RandomPosterize",
     "RandomResizedCrop",
+    "RandomSolarize",
     "RandomVerticalFlip",
     "Resize",
     "TTA",

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from fastfeed import DataLoader, transforms
-from fastfeed.data.augment import ColorJitter, RandomGrayscale
+from fastfeed.data.steps import ColorJitter, RandomGrayscale
 from fastfeed.data.transforms import RandomErasing, RandomResizedCrop, Transform
 
 

@@ -1,5 +1,5 @@
-"""The input pipeline, one room per step: sources, samplers and order, transforms, plan, augment, graph, mix, finish,
-ring, loader. Declarations of samplers and size schedules are imported from here too.
+"""The input pipeline, one room per step: sources, samplers and order, transforms and steps, plan, augment, graph,
+mix, finish, ring, loader. Declarations of samplers and size schedules are imported from here too.
 
 For loaders of PyTorch's own: prefetch, and `collate_uint8`.
 """

@@ -1,12 +1,14 @@
-"""Colour and geometry of uint8 images: what the user asks for, what is drawn for each sample, and doing it on the CPU.
+"""Colour and geometry of uint8 images: what is drawn for each sample, and doing it on the CPU.
 
-Everything becomes a short sequence of operations for each sample, a `Kind` and a magnitude each. They are done in C++
-(`augment_`) or by DALI (augment_dali.py), after the resize and before the last pass.
+The steps that the user asks for (steps.py) become a short sequence of operations for each sample, a `Kind` and a
+magnitude each. They are done in C++ (`augment_`) or by DALI (augment_dali.py), after the resize and before the last
+pass.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,194 +16,32 @@ import numpy.typing as npt
 import torch
 
 from fastfeed._extension import extension
-from fastfeed.data.declarations import is_number, listed, probability, replace_values, rgb_fill, whole
+from fastfeed.data.declarations import replace_values
 from fastfeed.data.finish import check_storage
 from fastfeed.data.philox import Float64, philox, uniform
-from fastfeed.data.policies import POLICIES, Kind, auto_augment_policy, rand_augment_space, trivial_augment_space
-
-Fill = int | Sequence[int] | None
-
-_UINT16, _UINT32 = 0xFFFF, 0xFFFFFFFF
-
-
-@dataclass(frozen=True)
-class RandomHorizontalFlip:
-    """Mirror left to right with probability `p`: ``torchvision.transforms.RandomHorizontalFlip``.
-
-    Raises:
-        TypeError: for a `p` that is no number.
-        ValueError: for a `p` outside 0 to 1.
-    """
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        replace_values(self, p=probability("RandomHorizontalFlip: p", self.p))
-
-
-@dataclass(frozen=True)
-class RandomVerticalFlip:
-    """Mirror top to bottom with probability `p`: ``torchvision.transforms.RandomVerticalFlip``.
-
-    Raises:
-        TypeError: for a `p` that is no number.
-        ValueError: for a `p` outside 0 to 1.
-    """
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        replace_values(self, p=probability("RandomVerticalFlip: p", self.p))
-
-
-@dataclass(frozen=True)
-class RandomGrayscale:
-    """Replace all three channels by their luma with probability `p`: ``torchvision.transforms.RandomGrayscale``.
-
-    Raises:
-        TypeError: for a `p` that is no number.
-        ValueError: for a `p` outside 0 to 1.
-    """
-
-    p: float = 0.1
-
-    def __post_init__(self) -> None:
-        replace_values(self, p=probability("RandomGrayscale: p", self.p))
-
-
-@dataclass(frozen=True)
-class ColorJitter:
-    """Change brightness, contrast, saturation and hue, in a random order: ``torchvision.transforms.ColorJitter``.
-
-    Args:
-        brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness], or in the range given.
-        contrast: likewise.
-        saturation: likewise.
-        hue: turns of the colour wheel, uniform in [-hue, hue], or in the range given; -0.5 to 0.5.
-
-    Raises:
-        TypeError: for what is neither a number nor a pair of numbers.
-        ValueError: for a negative number, a range that is given high end first, or one that reaches below 0 (for hue,
-            outside of -0.5 to 0.5) or is not finite in fp32.
-    """
-
-    brightness: float | tuple[float, float] = 0
-    contrast: float | tuple[float, float] = 0
-    saturation: float | tuple[float, float] = 0
-    hue: float | tuple[float, float] = 0
-
-    def __post_init__(self) -> None:
-        for name in ("brightness", "contrast", "saturation", "hue"):
-            replace_values(self, **{name: _jitter(name, getattr(self, name))})
-        self.ranges()
-
-    def ranges(self) -> dict[Kind, tuple[float, float]]:
-        """Return the range of each factor that is not always without effect."""
-        largest = float(np.finfo(np.float32).max)
-        ranges = {
-            Kind.BRIGHTNESS: _jitter_range("brightness", self.brightness, 1.0, (0.0, largest)),
-            Kind.CONTRAST: _jitter_range("contrast", self.contrast, 1.0, (0.0, largest)),
-            Kind.SATURATION: _jitter_range("saturation", self.saturation, 1.0, (0.0, largest)),
-            Kind.HUE: _jitter_range("hue", self.hue, 0.0, (-0.5, 0.5)),
-        }
-        unchanged = {kind: 0.0 if kind == Kind.HUE else 1.0 for kind in ranges}
-        return {kind: (low, high) for kind, (low, high) in ranges.items() if not low == high == unchanged[kind]}
-
-
-@dataclass(frozen=True)
-class TrivialAugmentWide:
-    """One operation of random strength: ``torchvision.transforms.TrivialAugmentWide``, nearest interpolation.
-
-    Args:
-        num_magnitude_bins: how many strengths there are, at least 2.
-        fill: a level, 0 to 255, or one each for R, G and B, of pixels from outside of the image; None is 0.
-
-    Raises:
-        TypeError: for a number of bins that is no whole number, or a fill of another type.
-        ValueError: for fewer than 2 bins, or a fill that has not one or three levels from 0 to 255.
-    """
-
-    num_magnitude_bins: int = 31
-    fill: Fill = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        bins = whole("TrivialAugmentWide: num_magnitude_bins", self.num_magnitude_bins, 2)
-        replace_values(self, num_magnitude_bins=bins, fill=_fill_levels("TrivialAugmentWide", self.fill))
-
-
-@dataclass(frozen=True)
-class RandAugment:
-    """A few operations of one strength: ``torchvision.transforms.RandAugment``, nearest interpolation.
-
-    Args:
-        num_ops: how many, one after the other; an operation may come again.
-        magnitude: the strength, a bin, from 0.
-        num_magnitude_bins: how many bins there are, at least 2.
-        fill: as for `TrivialAugmentWide`.
-
-    Raises:
-        TypeError: for a number that is not whole, or a fill of another type.
-        ValueError: for a negative num_ops, fewer than 2 bins, a magnitude that is no bin, or a fill that has not one
-            or three levels from 0 to 255.
-    """
-
-    num_ops: int = 2
-    magnitude: int = 9
-    num_magnitude_bins: int = 31
-    fill: Fill = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        bins = whole("RandAugment: num_magnitude_bins", self.num_magnitude_bins, 2)
-        replace_values(
-            self,
-            num_ops=whole("RandAugment: num_ops", self.num_ops, 0, _UINT16),
-            magnitude=whole("RandAugment: magnitude", self.magnitude, 0, bins - 1),
-            num_magnitude_bins=bins,
-            fill=_fill_levels("RandAugment", self.fill),
-        )
-
-
-@dataclass(frozen=True)
-class AutoAugment:
-    """A random pair of a policy's, each done with its probability: ``torchvision.transforms.AutoAugment``, nearest.
-
-    Args:
-        policy: "imagenet", "cifar10" or "svhn".
-        fill: as for `TrivialAugmentWide`.
-
-    Raises:
-        TypeError: for a fill of another type.
-        ValueError: for another policy, or a fill that has not one or three levels from 0 to 255.
-    """
-
-    policy: str = "imagenet"
-    fill: Fill = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.policy not in tuple(POLICIES):  # whose members need no hash
-            raise ValueError(
-                f"AutoAugment: policy is {self.policy!r}; expected one of {', '.join(map(repr, POLICIES))}"
-            )
-        replace_values(self, fill=_fill_levels("AutoAugment", self.fill))
-
-
-Step = (
-    RandomHorizontalFlip
-    | RandomVerticalFlip
-    | RandomGrayscale
-    | ColorJitter
-    | TrivialAugmentWide
-    | RandAugment
-    | AutoAugment
+from fastfeed.data.policies import Kind, auto_augment_policy, rand_augment_space, trivial_augment_space
+from fastfeed.data.steps import (
+    FIXED_KINDS,
+    AutoAugment,
+    ColorJitter,
+    GaussianBlur,
+    RandAugment,
+    RandomAdjustSharpness,
+    RandomApply,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomInvert,
+    RandomPosterize,
+    RandomSolarize,
+    RandomVerticalFlip,
+    Step,
+    TrivialAugmentWide,
+    common_fill,
 )
 
-
-# Of steps that have one operation.
-FIXED_KINDS: dict[type[Step], Kind] = {
-    RandomHorizontalFlip: Kind.HORIZONTAL_FLIP,
-    RandomVerticalFlip: Kind.VERTICAL_FLIP,
-    RandomGrayscale: Kind.GRAYSCALE,
-}
+_UINT32 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -212,15 +52,22 @@ class Operations:
         kind: [N, K] uint8, of `Kind`.
         magnitude: [N, K] float32, in the unit of the kind; 0 for kinds that have none.
         fill: R, G and B, 0 to 255, of pixels that come from outside of an image.
+        kernel_size: [N, K, 2] int32, height and width, in pixels, of the kernels of blurs; it means nothing for other
+            kinds. 0 by default.
     """
 
     kind: npt.NDArray[np.uint8]
     magnitude: npt.NDArray[np.float32]
     fill: tuple[int, int, int] = (0, 0, 0)
+    kernel_size: npt.NDArray[np.int32] = None  # type: ignore[assignment]  # never that: see __post_init__
+
+    def __post_init__(self) -> None:
+        if self.kernel_size is None:
+            replace_values(self, kernel_size=np.zeros((*self.kind.shape, 2), np.int32))
 
     def at(self, samples: slice | npt.NDArray[np.int64]) -> "Operations":
         """Return the operations of some of the samples."""
-        return Operations(self.kind[samples], self.magnitude[samples], self.fill)
+        return Operations(self.kind[samples], self.magnitude[samples], self.fill, self.kernel_size[samples])
 
 
 def draw_operations(
@@ -236,7 +83,7 @@ def draw_operations(
     """Draw the operations of a batch: a function of the arguments alone, and for each sample of its own index and copy.
 
     A step's draws do not depend on which other kinds of step there are: a second `ColorJitter` in `steps` has its own,
-    and a `RandomGrayscale` before it changes nothing.
+    and a `RandomGrayscale` before it changes nothing; nor does it matter that a `RandomApply` holds it.
 
     Args:
         steps: what to draw from, in the order in which it is done.
@@ -249,43 +96,59 @@ def draw_operations(
 
     Raises:
         TypeError: for a step of another class.
-        ValueError: for an index or copy outside of its range, more than 16 steps of one class, or steps with different
-            fills.
+        ValueError: for an index or copy outside of its range, more than 16 steps of one class, steps with different
+            fills, or a blur whose kernel is too large for the images.
     """
     indices, copies = np.asarray(indices, np.int64), np.asarray(copies, np.int64)
     _check_range("indices", indices, _UINT32)
     _check_range("copies", copies, _UINT32)
     fill = common_fill(steps)
-    kinds, magnitudes = [np.zeros((len(indices), 0), np.uint8)], [np.zeros((len(indices), 0), np.float32)]
     seen: Counter[type[Step]] = Counter()
-    for step in steps:
+
+    def draw(step: Step) -> Operations:
         purpose = _purpose(step, seen[type(step)])
         seen[type(step)] += 1
 
-        def draw(attempts: int, purpose: int = purpose) -> Float64:
+        def numbers(attempts: int) -> Float64:
             return _draw(seed, epoch, indices, copies, purpose, attempts)
 
-        kind, magnitude = _draw_step(step, draw, height, width)
-        kinds.append(kind.astype(np.uint8))
-        magnitudes.append(magnitude.astype(np.float32))
-    return Operations(np.concatenate(kinds, axis=1), np.concatenate(magnitudes, axis=1), fill)
+        if isinstance(step, RandomApply):
+            drawn, done = draw_all(step.transforms), numbers(1)[:, 0, :1] < step.p
+            return Operations(drawn.kind * done, drawn.magnitude * done, fill, drawn.kernel_size)
+        kind, magnitude = _draw_step(step, numbers, height, width)
+        kernel_size = np.zeros((*kind.shape, 2), np.int32)
+        if isinstance(step, GaussianBlur):
+            kernel_size[:] = _fitting_kernel(step, height, width)
+        return Operations(kind.astype(np.uint8), magnitude.astype(np.float32), fill, kernel_size)
+
+    def draw_all(steps: Sequence[Step]) -> Operations:
+        nothing = Operations(np.zeros((len(indices), 0), np.uint8), np.zeros((len(indices), 0), np.float32), fill)
+        return join_operations([nothing, *map(draw, steps)])
+
+    return draw_all(steps)
 
 
-def check_steps(steps: Sequence[Step]) -> None:
-    """Raise what `draw_operations` would for these steps."""
+def join_operations(parts: Sequence[Operations]) -> Operations:
+    """Return the operations of all parts, which are for the same samples and have the same fill, in their order."""
+    return Operations(
+        np.concatenate([part.kind for part in parts], axis=1),
+        np.concatenate([part.magnitude for part in parts], axis=1),
+        parts[0].fill,
+        np.concatenate([part.kernel_size for part in parts], axis=1),
+    )
+
+
+def check_steps(steps: Sequence[Step], height: int, width: int) -> None:
+    """Raise what `draw_operations` would for these steps, and images of this size."""
     nobody = np.zeros(0, np.int64)
-    draw_operations(steps, nobody, nobody, seed=0, epoch=0, height=1, width=1)
-
-
-def mirrors_alike(steps: Sequence[Step]) -> bool:
-    """Whether the steps do the same to an image's mirror image, so that it may be flipped after them."""
-    return not any(isinstance(step, TrivialAugmentWide | RandAugment | AutoAugment) for step in steps)
+    draw_operations(steps, nobody, nobody, seed=0, epoch=0, height=height, width=width)
 
 
 def augment_(images: torch.Tensor, operations: Operations, pool: Any) -> torch.Tensor:
     """Do the operations, in place, on the CPU, and return the images.
 
-    The results are bit for bit those of Pillow, called as by ``torchvision.transforms``.
+    The results are bit for bit those of Pillow, called as by ``torchvision.transforms``. Blurs torchvision does itself:
+    of their levels two in 100,000 are the next one, or up to one in 2,000 where an image has two levels alone.
 
     Args:
         images: [N, H, W, 3] uint8, contiguous.
@@ -293,9 +156,10 @@ def augment_(images: torch.Tensor, operations: Operations, pool: Any) -> torch.T
         pool: the extension's threads, such as ``Finish.pool``.
 
     Raises:
-        TypeError: for kinds or magnitudes of another dtype than uint8 and float32.
+        TypeError: for kinds, magnitudes or kernel sizes of another dtype than uint8, float32 and int32.
         ValueError: for images of another shape, dtype, layout or device; for an unknown kind; for a magnitude that is
-            not finite, a hue outside -0.5 to 0.5, or a number of bits outside 1 to 8.
+            not finite, a hue outside -0.5 to 0.5, a number of bits outside 1 to 8, or a blur's sigma that is not
+            positive; for a blur's kernel of an even size, or one that is too large for the images.
     """
     extension().augment(pool, *_arguments(images, operations), None)
     return images
@@ -331,7 +195,8 @@ def _arguments(images: torch.Tensor, operations: Operations) -> tuple[Any, ...]:
         raise ValueError(f"operations are for {len(operations.kind)} samples, but there are {len(images)} images")
     if not images.is_inference():
         torch.autograd.graph.increment_version(images)  # they are written to where autograd does not see it
-    return images.data_ptr(), tuple(images.shape[:3]), operations.kind, operations.magnitude, operations.fill
+    of = operations
+    return images.data_ptr(), tuple(images.shape[:3]), of.kind, of.magnitude, of.kernel_size, of.fill
 
 
 # Philox's key and the last two words of a counter, epoch and purpose << 16 | attempt, are shared with plan.py and
@@ -344,6 +209,14 @@ _PURPOSES: dict[type[Step], int] = {
     TrivialAugmentWide: 0x240,
     RandAugment: 0x250,
     AutoAugment: 0x260,
+    GaussianBlur: 0x270,
+    RandomInvert: 0x280,
+    RandomPosterize: 0x290,
+    RandomSolarize: 0x2A0,
+    RandomAdjustSharpness: 0x2B0,
+    RandomAutocontrast: 0x2C0,
+    RandomEqualize: 0x2D0,
+    RandomApply: 0x2E0,
 }
 
 
@@ -397,8 +270,36 @@ def _draw_step(step: Step, draw: Callable[[int], Float64], height: int, width: i
         done = u[:, 0, 1:3] < policy.probability[pair]
         magnitude = policy.magnitude[pair[:, None], np.arange(2), _integers(u[:, 1, :2], 2)]
         return policy.kind[pair] * done, magnitude * done
-    done = draw(1)[:, 0, :1] < step.p
-    return done * FIXED_KINDS[type(step)].value, np.zeros(done.shape)
+    u = draw(1)[:, 0, :1]
+    if isinstance(step, GaussianBlur):
+        low, high = step.range
+        return np.full(u.shape, Kind.GAUSSIAN_BLUR.value), low + u * (high - low)
+    assert not isinstance(step, RandomApply)  # whose draws are of other steps
+    done = u < step.p
+    return done * FIXED_KINDS[type(step)].value, done * _fixed_magnitude(step)
+
+
+def _fixed_magnitude(step: Step) -> float:
+    if isinstance(step, RandomPosterize):
+        return step.bits
+    if isinstance(step, RandomSolarize):
+        # The levels are whole, so this is the same threshold; a float32 might be another.
+        return min(max(math.ceil(step.threshold), 0), 256)
+    if isinstance(step, RandomAdjustSharpness):
+        return step.sharpness_factor
+    return 0.0
+
+
+def _fitting_kernel(blur: GaussianBlur, height: int, width: int) -> tuple[int, int]:
+    """Return height and width of the kernel, or raise a ValueError for images that it reaches too far beyond."""
+    kernel_height, kernel_width = blur.size
+    if kernel_width >= 2 * width or kernel_height >= 2 * height:
+        raise ValueError(
+            f"GaussianBlur: kernel_size is {kernel_width} x {kernel_height} (width x height), too large for images of "
+            f"{width} x {height} pixels to be reflected at their edges; expected at most {2 * width - 1} x "
+            f"{2 * height - 1}, or larger images"
+        )
+    return blur.size
 
 
 def _draw_color_jitter(step: ColorJitter, u: Float64) -> _Drawn:
@@ -419,48 +320,3 @@ def _integers(u: Float64, count: int) -> npt.NDArray[np.int64]:
 def _check_range(name: str, values: npt.NDArray[np.int64], largest: int) -> None:
     if values.size and not 0 <= int(values.min()) <= int(values.max()) <= largest:
         raise ValueError(f"{name} are from {values.min()} to {values.max()}; expected 0 to {largest}")
-
-
-def _jitter(name: str, value: Any) -> float | tuple[float, float]:
-    """Return a number, or a pair of them, as Python's."""
-    if is_number(value):
-        if value < 0:
-            raise ValueError(f"ColorJitter: {name} is {value!r}; expected 0 or more, or a pair (low, high)")
-        return float(value)
-    pair = listed(value)
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(is_number, pair)):
-        raise TypeError(f"ColorJitter: {name} is {value!r}; expected a number or a pair (low, high)")
-    return float(pair[0]), float(pair[1])
-
-
-def _jitter_range(
-    name: str, value: float | tuple[float, float], centre: float, bounds: tuple[float, float]
-) -> tuple[float, float]:
-    if isinstance(value, tuple):
-        low, high = value
-    else:
-        # A factor's range ends at 0; a hue of more than half a turn is an error.
-        low, high = centre - value, centre + value
-        if name != "hue":
-            low = max(low, 0.0)
-    if not bounds[0] <= low <= high <= bounds[1]:
-        expected = "-0.5 <= low <= high <= 0.5" if name == "hue" else "0 <= low <= high, both finite"
-        raise ValueError(f"ColorJitter: {name} is {value!r}, a range from {low} to {high}; expected {expected}")
-    return low, high
-
-
-def _fill_levels(owner: str, fill: Fill) -> tuple[int, int, int]:
-    return rgb_fill(owner, 0 if fill is None else fill)
-
-
-def common_fill(steps: Sequence[Step]) -> tuple[int, int, int]:
-    """Return the levels that all of these steps fill with, and 0 if none does.
-
-    Raises:
-        ValueError: if they differ.
-    """
-    with_fill = [s for s in steps if isinstance(s, TrivialAugmentWide | RandAugment | AutoAugment)]
-    fills = {_fill_levels(type(step).__name__, step.fill) for step in with_fill}
-    if len(fills) > 1:
-        raise ValueError(f"the steps have different fills, {' and '.join(map(str, sorted(fills)))}; give all the same")
-    return next(iter(fills), (0, 0, 0))

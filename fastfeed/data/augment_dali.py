@@ -1,9 +1,10 @@
 """The operations of augment.py as DALI operators, for images that DALI has on a GPU; they run on its CPU backend too.
 
-Pixels are Pillow's, by the same formulas and roundings, with two exceptions. Of a rotated image up to two pixels in ten
-thousand, as far from the next one as from their own, are the next one's: DALI warps in fp32. And equalizing follows
-OpenCV, DALI's only rule, which spreads the levels differently. On a GPU, where products and sums are fused, the other
-operations may differ by a level.
+Pixels are Pillow's, by the same formulas and roundings, with three exceptions. Of a rotated image up to two pixels in
+ten thousand, as far from the next one as from their own, are the next one's: DALI warps in fp32. Equalizing follows
+OpenCV, DALI's only rule, which spreads the levels differently. And of a blurred image one level in 100,000 is the next
+one, not always the same ones in its mirror image: DALI adds in another order than torchvision and augment.py. On a GPU,
+where products and sums are fused, the other operations may differ by a level.
 """
 
 import math
@@ -13,17 +14,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastfeed.data.augment import (
+from fastfeed.data.augment import Operations
+from fastfeed.data.dali import import_dali
+from fastfeed.data.policies import POLICIES, Kind, trivial_augment_space
+from fastfeed.data.steps import (
     FIXED_KINDS,
     AutoAugment,
     ColorJitter,
-    Operations,
+    GaussianBlur,
     RandAugment,
     Step,
     TrivialAugmentWide,
+    single_steps,
 )
-from fastfeed.data.dali import import_dali
-from fastfeed.data.policies import POLICIES, Kind, trivial_augment_space
 
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2, in 16 bits of fixed point
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow's ImageFilter.SMOOTH
@@ -32,7 +35,7 @@ _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow
 def possible_kinds(steps: Sequence[Step]) -> list[frozenset[Kind]]:
     """Return the kinds that each of the K operations of `draw_operations` can have, apart from `Kind.NOTHING`."""
     slots: list[frozenset[Kind]] = []
-    for step in steps:
+    for step in single_steps(steps):
         if isinstance(step, ColorJitter):
             slots += [frozenset(step.ranges())] * len(step.ranges())
         elif isinstance(step, TrivialAugmentWide | RandAugment):  # both choose from the same kinds
@@ -40,17 +43,20 @@ def possible_kinds(steps: Sequence[Step]) -> list[frozenset[Kind]]:
             slots += [kinds] * (step.num_ops if isinstance(step, RandAugment) else 1)
         elif isinstance(step, AutoAugment):
             slots += [frozenset(pair[i][0] for pair in POLICIES[step.policy]) for i in range(2)]
+        elif isinstance(step, GaussianBlur):
+            slots.append(frozenset({Kind.GAUSSIAN_BLUR}))
         else:
             slots.append(frozenset({FIXED_KINDS[type(step)]}))
     return slots
 
 
 def pack(operations: Operations) -> npt.NDArray[np.float32]:
-    """Return [N, K, 2] float32, the kind and the magnitude of each operation: one input for `apply_operations`.
+    """Return [N, K, 4] float32: of each operation the kind, the magnitude and the kernel size, for `apply_operations`.
 
-    One and not two, for DALI has no input that no operator needs, and flips need no magnitude.
+    One input and not three, for DALI has no input that no operator needs, and flips need no magnitude.
     """
-    return np.stack([operations.kind.astype(np.float32), operations.magnitude], axis=2)
+    parts = operations.kind[..., None], operations.magnitude[..., None], operations.kernel_size
+    return np.concatenate(parts, axis=2, dtype=np.float32)
 
 
 def apply_operations(
@@ -60,7 +66,7 @@ def apply_operations(
 
     Args:
         images: DataNode of uint8 [H, W, 3] on either device; to sharpen, of at least 3 x 3 pixels.
-        operations: DataNode of float32 [K, 2] on the CPU: what `pack` returns for each sample.
+        operations: DataNode of float32 [K, 4] on the CPU: what `pack` returns for each sample.
         possible: for each of the K operations the kinds that it can have: `possible_kinds`. Others do nothing.
         fill: `Operations.fill`.
 
@@ -70,7 +76,10 @@ def apply_operations(
     for slot, kinds in enumerate(possible):
         for kind in sorted(kinds):
             if operations[slot, 0] == int(kind):
-                images = _OPERATORS[kind](images, operations[slot, 1], fill)
+                if kind == Kind.GAUSSIAN_BLUR:
+                    images = _gaussian_blur(images, operations[slot, 1], operations[slot, 2:])
+                else:
+                    images = _OPERATORS[kind](images, operations[slot, 1], fill)
     return images
 
 
@@ -199,6 +208,15 @@ def _autocontrast(images: Any, magnitude: Any, fill: Any) -> Any:
     # A channel of one level stays as it is.
     scale = 255.0 / (high - low + 255.0 * (high == low))
     return _bytes(_double(images) * scale - low * (high > low) * scale)
+
+
+def _gaussian_blur(images: Any, sigma: Any, kernel_size: Any) -> Any:
+    dali = import_dali()
+    return dali.fn.gaussian_blur(
+        images,
+        sigma=sigma,
+        window_size=dali.fn.cast(kernel_size, dtype=dali.types.INT32),
+    )
 
 
 def _equalize(images: Any, magnitude: Any, fill: Any) -> Any:

@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Resampling
 
-from fastfeed.data.augment import Operations, common_fill, mirrors_alike
+from fastfeed.data.augment import Operations
 from fastfeed.data.augment_dali import apply_operations, pack, possible_kinds
 from fastfeed.data.dali import import_dali
 from fastfeed.data.plan import Plan
 from fastfeed.data.policies import Kind
+from fastfeed.data.steps import common_fill, mirrors_alike
 from fastfeed.data.transforms import Transform, padding_fill
 
 # One grey pixel, as a BMP file: it stands in for an image that cannot be read.

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Resampling
 
-from fastfeed.data.augment import Operations, draw_operations, mirrors_alike
+from fastfeed.data.augment import Operations, draw_operations, join_operations
 from fastfeed.data.philox import Float64, Uint32, philox, uniform
 from fastfeed.data.policies import Kind
+from fastfeed.data.steps import mirrors_alike
 from fastfeed.data.transforms import (
     RANDOM_INTERPOLATIONS,
     CenterCrop,
@@ -155,6 +156,9 @@ def draw_augmentations(
     """Draw what is done to a batch's pixels between the crop and the normalising; None where that is nothing.
 
     Auto-augment shears and turns what was flipped before: its flips are operations then, and leave the plan.
+
+    Raises:
+        ValueError: for a blur whose kernel is too large for images of this size, height and width.
     """
     steps = transform.steps
     if not steps:
@@ -166,11 +170,7 @@ def draw_augmentations(
     flips = np.stack([plan.flip & 1, plan.flip & 2], axis=1) > 0
     kind = np.where(flips, [Kind.HORIZONTAL_FLIP, Kind.VERTICAL_FLIP], Kind.NOTHING).astype(np.uint8)
     plan.flip[:] = 0
-    return Operations(
-        np.concatenate([kind, drawn.kind], axis=1),
-        np.concatenate([np.zeros(flips.shape, np.float32), drawn.magnitude], axis=1),
-        drawn.fill,
-    )
+    return join_operations([Operations(kind, np.zeros(flips.shape, np.float32), drawn.fill), drawn])
 
 
 def too_small(transform: Transform, sizes: Int64, size: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -17,7 +17,8 @@ Float32 = npt.NDArray[np.float32]
 class Kind(IntEnum):
     """What is done to an image, and in what unit its magnitude is.
 
-    Pixels are those of Pillow, called as by ``torchvision.transforms``. The numbers are csrc/augment.h's.
+    Pixels are those of Pillow, called as by ``torchvision.transforms``, which blurs by itself. The numbers are
+    csrc/augment.h's.
     """
 
     NOTHING = 0
@@ -39,6 +40,7 @@ class Kind(IntEnum):
     TRANSLATE_X = 16  # pixels to the right, towards 0 to a whole number
     TRANSLATE_Y = 17  # pixels down, likewise
     ROTATE = 18  # degrees counterclockwise
+    GAUSSIAN_BLUR = 19  # sigma in pixels, above 0; it has a kernel size too
 
 
 _FACTORS = frozenset({Kind.BRIGHTNESS, Kind.CONTRAST, Kind.SATURATION, Kind.SHARPNESS})

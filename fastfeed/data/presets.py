@@ -6,8 +6,8 @@ To change one, ``dataclasses.replace(timm_train(), erase=0.25)``.
 import math
 from typing import Any
 
-from fastfeed.data.augment import ColorJitter, TrivialAugmentWide
 from fastfeed.data.declarations import number, whole
+from fastfeed.data.steps import ColorJitter, TrivialAugmentWide
 from fastfeed.data.transforms import CenterCrop, RandomCrop, RandomErasing, RandomResizedCrop, Size, Transform
 
 # Of the pixels of the training set.

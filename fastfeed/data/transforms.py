@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastfeed.data.augment import AutoAugment, RandAugment, Step, TrivialAugmentWide, check_steps
+from fastfeed.data.augment import check_steps
 from fastfeed.data.declarations import flag, is_number, number, numbers, probability, replace_values, rgb_fill, whole
 from fastfeed.data.finish import check_mean_std
+from fastfeed.data.steps import AutoAugment, RandAugment, Step, TrivialAugmentWide
 
 # By the names that people know them by.
 AUTO_AUGMENTS = {"trivial": TrivialAugmentWide, "rand": RandAugment, "auto": AutoAugment}
@@ -217,8 +218,8 @@ class Transform:
     Raises:
         TypeError: for a declaration, a probability (True and False are none), a mean or a std of another kind.
         ValueError: for a probability outside 0 to 1, a mean or std that has not three finite values, a std that is not
-            positive, or so small that values overflow, another name of a step, more than 16 steps of one class, or
-            steps with different fills.
+            positive, or so small that values overflow, another name of a step, more than 16 steps of one class,
+            steps with different fills, or a blur whose kernel is too large for the crop.
     """
 
     crop: Crop
@@ -245,6 +246,7 @@ class Transform:
         )
         check_mean_std(self.mean, self.std)
         replace_values(self, augment=_steps(self.augment))
+        check_steps(self.steps, *self.size)
         if self.erase is not None and not isinstance(self.erase, RandomErasing):
             expected = "a probability, 0 to 1, or a fastfeed.transforms.RandomErasing"
             p = number("Transform: erase", self.erase, 0, 1, expected)
@@ -314,7 +316,6 @@ def _steps(given: Any) -> tuple[Step, ...]:
             raise TypeError(
                 f"Transform: augment has {step!r}; expected steps, as fastfeed.transforms.ColorJitter(0.4, 0.4, 0.4)"
             )
-    check_steps(made)
     return made
 
 

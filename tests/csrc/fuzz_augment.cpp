@@ -29,6 +29,7 @@ float draw_magnitude(Operation operation, Random& random) {
         case Operation::hue: return static_cast<float>(random.real(-0.5, 0.5));
         case Operation::posterize: return static_cast<float>(random.from(1, 8));
         case Operation::solarize: return static_cast<float>(random.real(-10, 300));
+        case Operation::gaussian_blur: return static_cast<float>(random.real(0.1, random.one_in(8) ? 3e38 : 5));
         default: break;
     }
     if (random.one_in(8)) {  // any finite number
@@ -46,6 +47,8 @@ AugmentArgs one_operation(const AugmentArgs& batch, int64_t n, int64_t k, uint8_
     args.n = args.operations = 1;
     args.kind = {batch.kind[n * batch.operations + k]};
     args.magnitude = {batch.magnitude[n * batch.operations + k]};
+    const auto size = batch.kernel_size.begin() + 2 * (n * batch.operations + k);
+    args.kernel_size.assign(size, size + 2);
     return args;
 }
 
@@ -92,6 +95,12 @@ bool test_batch(uint64_t seed) {
     for (int64_t i = 0; i < args.n * args.operations; ++i) {
         args.kind.push_back(static_cast<uint8_t>(random.from(0, static_cast<int64_t>(Operation::count) - 1)));
         args.magnitude.push_back(draw_magnitude(static_cast<Operation>(args.kind.back()), random));
+        // Few pixels to each side, which take less time than the most that an image's size allows.
+        for (const int64_t side : {args.h, args.w}) {
+            const int64_t most = std::max<int64_t>(side, 1) - 1;
+            const int64_t reach = random.one_in(16) && most < 40 ? most : random.from(0, std::min<int64_t>(most, 5));
+            args.kernel_size.push_back(static_cast<int32_t>(2 * reach + 1));
+        }
     }
     const int64_t size = args.h * args.w * 3;
     const Block batch(new uint8_t[args.n * size]);
@@ -124,10 +133,12 @@ bool test_batch(uint64_t seed) {
 // What cannot be done is refused before anything is.
 bool test_refusals() {
     uint8_t pixel[3] = {1, 2, 3};
-    AugmentArgs args{pixel, 1, 1, 1, 2, {static_cast<uint8_t>(Operation::invert), 0}, {0, 0}, {0, 0, 0}};
-    const auto refused = [&](int kind, float magnitude) {
+    AugmentArgs args{pixel, 1, 1, 1, 2, {static_cast<uint8_t>(Operation::invert), 0}, {0, 0}, {0, 0, 0}, {0, 0, 1, 1}};
+    const auto refused = [&](int kind, float magnitude, int32_t height = 1, int32_t width = 1) {
         args.kind[1] = static_cast<uint8_t>(kind);
         args.magnitude[1] = magnitude;
+        args.kernel_size[2] = height;
+        args.kernel_size[3] = width;
         try {
             augment_work(args);
         } catch (const std::invalid_argument&) {
@@ -136,9 +147,12 @@ bool test_refusals() {
         return std::printf("kind %d was not refused\n", kind), false;
     };
     const auto posterize = static_cast<int>(Operation::posterize), hue = static_cast<int>(Operation::hue);
+    const auto blur = static_cast<int>(Operation::gaussian_blur);
     return refused(static_cast<int>(Operation::count), 0) && refused(255, 0) && refused(0, INFINITY) &&
            refused(0, -INFINITY) && refused(0, NAN) && refused(posterize, 0) && refused(posterize, 9) &&
-           refused(posterize, -3e38f) && refused(hue, 0.6f) && refused(hue, -0.6f);
+           refused(posterize, -3e38f) && refused(hue, 0.6f) && refused(hue, -0.6f) &&
+           refused(blur, 0) && refused(blur, -1) && refused(blur, 1, 3) && refused(blur, 1, 1, 3) &&
+           refused(blur, 1, 0) && refused(blur, 1, 1, -1) && refused(blur, 1, INT32_MAX);
 }
 
 }  // namespace

@@ -25,9 +25,10 @@ PROGRAMS = {  # name: (sources, flags)
     "place": (["fuzz_place.cpp", CSRC / "pool.cpp"], MEMORY),
     "stack": (["fuzz_stack.cpp", CSRC / "stack.cpp", CSRC / "pool.cpp"], MEMORY),
     "augment": (
-        ["fuzz_augment.cpp", CSRC / "augment.cpp", CSRC / "hue.cpp", CSRC / "pool.cpp"],
+        ["fuzz_augment.cpp", *(CSRC / f"{name}.cpp" for name in ("augment", "blur", "hue", "pool"))],
         (*MEMORY, "-fsanitize=float-cast-overflow"),
     ),
+    "blur": (["blur_ways.cpp"], ("-O3", "-fno-math-errno", "-fno-trapping-math")),  # as setup.py builds it
     "hue": (["hue_colours.cpp"], ("-O3", "-fno-math-errno", "-fno-trapping-math")),  # vectors, as in setup.py
     "header": (["fuzz_header.cpp", CSRC / "image_header.cpp"], MEMORY),
     "pool": (["pool_threads.cpp", CSRC / "pool.cpp"], ("-O0", "-g")),
@@ -121,6 +122,10 @@ def test_every_way_of_resizing_gives_the_same_bytes_as_it_ships(programs):
 def test_random_cases(name, count, programs, sanitizer):
     sanitizer(MEMORY)
     fuzz(programs[name].result(), SEED, count)
+
+
+def test_every_way_of_blurring_gives_the_same_bytes(programs):
+    fuzz(programs["blur"].result(), SEED, 500)
 
 
 def test_hue_of_every_colour(programs):

@@ -3,23 +3,32 @@
 import itertools
 import pickle
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from fastfeed.data.augment import (
-    AutoAugment,
-    ColorJitter,
-    Operations,
-    RandAugment,
-    RandomGrayscale,
-    RandomHorizontalFlip,
-    RandomVerticalFlip,
-    TrivialAugmentWide,
-    draw_operations,
-)
+from fastfeed.data.augment import Operations, draw_operations
 from fastfeed.data.philox import philox
 from fastfeed.data.policies import POLICIES, Kind, auto_augment_policy
+from fastfeed.data.steps import (
+    AutoAugment,
+    ColorJitter,
+    GaussianBlur,
+    RandAugment,
+    RandomAdjustSharpness,
+    RandomApply,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomInvert,
+    RandomPosterize,
+    RandomSolarize,
+    RandomVerticalFlip,
+    TrivialAugmentWide,
+)
 
 N = 20_000
 SIZE = (331, 662)  # a translation of 150 and of 300 pixels at most
@@ -62,23 +71,94 @@ def assert_uniform(values, tolerance):
     assert np.abs(ordered - (np.arange(len(ordered)) + 0.5) / len(ordered)).max() < tolerance / np.sqrt(len(ordered))
 
 
-@pytest.mark.parametrize(("step", "kind"), [
-    (RandomHorizontalFlip(0.3), Kind.HORIZONTAL_FLIP),
-    (RandomVerticalFlip(0.3), Kind.VERTICAL_FLIP),
-    (RandomGrayscale(0.3), Kind.GRAYSCALE),
+@pytest.mark.parametrize(("step", "kind", "magnitude"), [
+    (RandomHorizontalFlip(0.3), Kind.HORIZONTAL_FLIP, 0),
+    (RandomVerticalFlip(0.3), Kind.VERTICAL_FLIP, 0),
+    (RandomGrayscale(0.3), Kind.GRAYSCALE, 0),
+    (RandomInvert(0.3), Kind.INVERT, 0),
+    (RandomPosterize(3, 0.3), Kind.POSTERIZE, 3),
+    (RandomSolarize(100, 0.3), Kind.SOLARIZE, 100),
+    (RandomAdjustSharpness(1.5, 0.3), Kind.SHARPNESS, 1.5),
+    (RandomAutocontrast(0.3), Kind.AUTOCONTRAST, 0),
+    (RandomEqualize(0.3), Kind.EQUALIZE, 0),
 ])  # fmt: skip
-def test_steps_of_one_operation(step, kind):
+def test_steps_of_one_operation(step, kind, magnitude):
     drawn = draw(step)
     assert drawn.kind.shape == (N, 1)
     assert_frequencies(drawn.kind[:, 0], {kind: 0.3, Kind.NOTHING: 0.7})
-    assert not drawn.magnitude.any()
-    assert (draw(type(step)(0)).kind == Kind.NOTHING).all()
-    assert (draw(type(step)(1)).kind == kind).all()
+    assert np.array_equal(drawn.magnitude, magnitude * (drawn.kind == kind))
+    assert (draw(replace(step, p=0)).kind == Kind.NOTHING).all()
+    assert (draw(replace(step, p=1)).kind == kind).all()
+
+
+@pytest.mark.parametrize(("threshold", "magnitude"), [
+    (128, 128),
+    (127.5, 128),  # the same levels are inverted
+    (128.0000001, 129),  # which fp32 would round to 128
+    (127.9999999, 128),
+    (0, 0),
+    (-3, 0),
+    (-1e300, 0),
+    (255.5, 256),
+    (1e300, 256),
+])  # fmt: skip
+def test_thresholds_of_solarize(threshold, magnitude):
+    drawn = draw(RandomSolarize(threshold, 1), n=2)
+    assert drawn.magnitude.tolist() == [[magnitude], [magnitude]]
+    levels = np.arange(256)
+    assert np.array_equal(levels >= threshold, levels >= magnitude)
+
+
+def test_gaussian_blur():
+    drawn = draw(GaussianBlur((7, 3), (0.5, 2.5)), GaussianBlur([5], 1.5))
+    assert (drawn.kind == Kind.GAUSSIAN_BLUR).all()
+    assert_uniform((drawn.magnitude[:, 0] - 0.5) / 2, 1.95)
+    assert (drawn.magnitude[:, 1] == 1.5).all()
+    assert drawn.kernel_size.shape == (N, 2, 2)
+    assert drawn.kernel_size.dtype == np.int32
+    assert (drawn.kernel_size == [[3, 7], [5, 5]]).all()  # height and width
+
+
+def test_random_apply():
+    inner = [ColorJitter(0.4, hue=0.1), RandomGrayscale(0.25), GaussianBlur(3)]
+    drawn, alone = draw(RandomApply(inner, 0.3)), draw(*inner)
+    assert drawn.kind.shape == (N, 4)
+    done = (drawn.kind != Kind.NOTHING).any(axis=1)
+    assert_frequencies(done, {True: 0.3, False: 0.7})
+    # All or none; and those that are done do what they do alone.
+    assert np.array_equal(drawn.kind[done], alone.kind[done])
+    assert np.array_equal(drawn.magnitude[done], alone.magnitude[done])
+    assert not drawn.kind[~done].any()
+    assert np.array_equal(drawn.kernel_size, alone.kernel_size)
+    assert_frequencies(drawn.kind[done, 2], {Kind.GRAYSCALE: 0.25, Kind.NOTHING: 0.75})
+    assert (draw(RandomApply(inner, 1)).kind == alone.kind).all()
+    assert not draw(RandomApply(inner, 0)).kind.any()
+    assert draw(RandomApply([]), n=3).kind.shape == (3, 0)
+
+
+def test_random_apply_in_random_apply():
+    nested = RandomApply([RandomInvert(1), RandomApply([RandomEqualize(1), RandomAutocontrast(1)], 0.4)], 0.5)
+    drawn = draw(nested, RandomApply([RandomGrayscale(1)], 0.5), RandomInvert(0.5))
+    expected = {(0, 0, 0): 0.5, (13, 0, 0): 0.3, (13, 12, 11): 0.2}
+    assert_frequencies([tuple(row) for row in drawn.kind[:, :3].tolist()], expected)
+    chosen = (drawn.kind[:, [0, 1, 3, 4]] != 0).T
+    correlation = np.corrcoef(chosen)
+    assert correlation[0, 1] > 0.3  # the inner one's second draw counts only where the first one's did
+    assert np.abs(np.delete(correlation, [0, 1], axis=0) - np.eye(4)[2:]).max() < 0.03
+
+
+def test_a_random_apply_does_not_move_draws():
+    inside = draw(RandomGrayscale(0.5), RandomApply([RandomApply([RandomGrayscale(0.5)], 1)], 1), RandomGrayscale(0.5))
+    flat = draw(*[RandomGrayscale(0.5)] * 3)
+    assert np.array_equal(inside.kind, flat.kind)
 
 
 def test_defaults_are_torchvisions():
     assert (RandomHorizontalFlip().p, RandomVerticalFlip().p, RandomGrayscale().p) == (0.5, 0.5, 0.1)
     assert ColorJitter().ranges() == {}
+    assert RandomInvert().p == RandomPosterize(1).p == RandomSolarize(1).p == RandomAdjustSharpness(1).p == 0.5
+    assert RandomAutocontrast().p == RandomEqualize().p == RandomApply([]).p == 0.5
+    assert GaussianBlur(3) == GaussianBlur((3, 3), (0.1, 2.0))
     assert TrivialAugmentWide() == TrivialAugmentWide(31, fill=None)
     assert RandAugment() == RandAugment(2, 9, 31, fill=None)
     assert AutoAugment() == AutoAugment("imagenet", fill=None)
@@ -207,17 +287,24 @@ ALL = [
     RandAugment(),
     AutoAugment(),
     RandomVerticalFlip(),
+    GaussianBlur((7, 3)),
+    RandomApply([RandomInvert(), RandomPosterize(3)], 0.7),
+    RandomSolarize(99),
+    RandomAdjustSharpness(1.5),
+    RandomAutocontrast(),
+    RandomEqualize(),
 ]
+WIDTH = 19  # operations
 
 
 def same(a, b):
-    return np.array_equal(a.kind, b.kind) and np.array_equal(a.magnitude, b.magnitude)
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("kind", "magnitude", "kernel_size"))
 
 
 def test_a_sample_does_not_depend_on_its_batch():
     indices, copies = [5, 17, 2**31 + 3, 900, 31, 8], [0, 1, 2, 3, 0, 2**32 - 1]
     whole = draw(*ALL, indices=indices, copies=copies)
-    assert whole.kind.shape == whole.magnitude.shape == (6, 12)
+    assert whole.kind.shape == whole.magnitude.shape == (6, WIDTH)
     assert (whole.kind.dtype, whole.magnitude.dtype) == (np.uint8, np.float32)
     assert same(whole, draw(*ALL, indices=indices, copies=copies))
     for i in range(6):
@@ -252,11 +339,27 @@ def test_steps_draw_independently():
 def test_where_the_draws_come_from():
     # A change here changes what every seed stands for.
     index, copy = 7, 5
-    counter = np.array([7, 5, 11, 0x220 << 16], np.uint32)
-    p = philox(13, counter)[0] / 2**32
-    for probability, kind in ((p, Kind.NOTHING), (p + 1e-6, Kind.GRAYSCALE)):
-        drawn = draw(RandomGrayscale(float(probability)), indices=[index], copies=[copy], seed=13, epoch=11)
-        assert drawn.kind[0, 0] == kind
+    purposes = {
+        RandomHorizontalFlip: 0x200,
+        RandomVerticalFlip: 0x210,
+        RandomGrayscale: 0x220,
+        RandomInvert: 0x280,
+        partial(RandomPosterize, 4): 0x290,
+        partial(RandomSolarize, 4): 0x2A0,
+        partial(RandomAdjustSharpness, 4): 0x2B0,
+        RandomAutocontrast: 0x2C0,
+        RandomEqualize: 0x2D0,
+        partial(RandomApply, [RandomInvert(1)]): 0x2E0,
+    }
+    for make, purpose in purposes.items():
+        counter = np.array([7, 5, 11, purpose << 16], np.uint32)
+        p = float(philox(13, counter)[0] / 2**32)
+        for probability, done in ((p, False), (p + 1e-6, True)):
+            drawn = draw(make(p=probability), indices=[index], copies=[copy], seed=13, epoch=11)
+            assert (drawn.kind[0, 0] != Kind.NOTHING) == done
+    sigma = 1 + philox(13, np.array([7, 5, 11, 0x270 << 16], np.uint32))[0] / 2**32
+    drawn = draw(GaussianBlur(3, (1, 2)), indices=[index], copies=[copy], seed=13, epoch=11)
+    assert drawn.magnitude[0, 0] == np.float32(sigma)
 
 
 @pytest.mark.parametrize(("steps", "fill"), [
@@ -265,6 +368,7 @@ def test_where_the_draws_come_from():
     ([TrivialAugmentWide()], (0, 0, 0)),
     ([TrivialAugmentWide(fill=128)], (128, 128, 128)),
     ([RandAugment(fill=[3])], (3, 3, 3)),
+    ([GaussianBlur(3), RandomApply([JITTER, RandomApply([RandAugment(fill=7)])])], (7, 7, 7)),
     ([AutoAugment(fill=(1, 2, 255)), JITTER, RandAugment(fill=[1, 2, 255])], (1, 2, 255)),
 ])  # fmt: skip
 def test_fill(steps, fill):
@@ -274,7 +378,7 @@ def test_fill(steps, fill):
 
 
 def test_no_samples_and_no_steps():
-    assert draw(*ALL, n=0).kind.shape == (0, 12)
+    assert draw(*ALL, n=0).kind.shape == (0, WIDTH)
     assert draw(n=3).kind.shape == draw(RandAugment(0), n=3).magnitude.shape == (3, 0)
 
 
@@ -311,6 +415,11 @@ def test_pickle(value):
     (lambda: draw("flip", n=1), TypeError, "a step is str; expected one of RandomHorizontalFlip, "),
     (lambda: draw(*[JITTER] * 17, n=1), ValueError, "more than 16 steps of class ColorJitter"),
     (lambda: draw(AutoAugment(), RandAugment(fill=3), n=1), ValueError, r"fills, \(0, 0, 0\) and \(3, 3, 3\)"),
+    (lambda: draw(AutoAugment(), RandomApply([RandAugment(fill=3)]), n=1), ValueError, r"fills, \(0, 0, 0\) and \(3"),
+    (lambda: draw(*[RandomApply([JITTER] * 9)] * 2, n=1), ValueError, "more than 16 steps of class ColorJitter"),
+    (lambda: draw(*[RandomApply([])] * 17, n=1), ValueError, "more than 16 steps of class RandomApply"),
+    (lambda: draw(GaussianBlur((1, 5)), n=1, size=(2, 9)), ValueError, "1 x 5 .* 9 x 2 pixels.* at most 17 x 3"),
+    (lambda: draw(GaussianBlur((19, 1)), n=0, size=(2, 9)), ValueError, "19 x 1 .* 9 x 2 pixels.* at most 17 x 3"),
     (lambda: draw(JITTER, indices=[-1]), ValueError, "indices are from -1 to -1; expected 0 to"),
     (lambda: draw(JITTER, indices=[0, 2**32]), ValueError, "indices are from 0 to 4294967296"),
     (lambda: draw(JITTER, indices=[0], copies=[2**32]), ValueError, "copies are from 4294967296 to"),

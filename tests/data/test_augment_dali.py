@@ -4,18 +4,25 @@ import numpy as np
 import pytest
 import torch
 
-from fastfeed.data.augment import (
-    AutoAugment,
-    ColorJitter,
-    Operations,
-    RandAugment,
-    RandomGrayscale,
-    RandomHorizontalFlip,
-    TrivialAugmentWide,
-    draw_operations,
-)
+from fastfeed.data.augment import Operations, draw_operations
 from fastfeed.data.augment_dali import apply_operations, pack, possible_kinds
 from fastfeed.data.policies import Kind
+from fastfeed.data.steps import (
+    AutoAugment,
+    ColorJitter,
+    GaussianBlur,
+    RandAugment,
+    RandomAdjustSharpness,
+    RandomApply,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomInvert,
+    RandomPosterize,
+    RandomSolarize,
+    TrivialAugmentWide,
+)
 from tests.data.test_augment_pixels import make_images, run
 
 pytestmark = pytest.mark.dali
@@ -40,7 +47,7 @@ MAGNITUDES = {
 }
 # The share of an image's pixels that may differ, where DALI's coordinates are not exact.
 DIFFERENT = {Kind.ROTATE: 2e-4}
-EXACT = [kind for kind in Kind if kind not in (Kind.NOTHING, Kind.EQUALIZE, *DIFFERENT)]
+EXACT = [kind for kind in Kind if kind not in (Kind.NOTHING, Kind.EQUALIZE, Kind.GAUSSIAN_BLUR, *DIFFERENT)]
 
 
 def dali_run(images, operations, possible, device="cpu"):
@@ -115,6 +122,39 @@ def test_equalize(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [(48, 64), (33, 21), (2, 9), (1, 1)])
+def test_gaussian_blur(size, device):
+    # Of every image one batch holds each kernel and each sigma.
+    sizes = [(h, w) for h, w in ((1, 1), (3, 3), (1, 7), (9, 1), (23, 41)) if h < 2 * size[0] and w < 2 * size[1]]
+    sigmas = (1e-38, 0.01, 0.1, 0.3, 0.77, 1.5, 2, 10, 3e38)
+    images = np.repeat(make_images(*size), len(sizes) * len(sigmas), axis=0)
+    kind = np.full((len(images), 1), Kind.GAUSSIAN_BLUR, np.uint8)
+    sigma = np.tile(np.array(sigmas, np.float32), 6 * len(sizes))[:, None]
+    kernel_size = np.tile(np.repeat(np.array(sizes, np.int32), len(sigmas), axis=0), (6, 1))[:, None]
+    operations = Operations(kind, sigma, kernel_size=kernel_size)
+    got = dali_run(images, operations, [{Kind.GAUSSIAN_BLUR}], device).astype(int)
+    difference = np.abs(got - run(images, kind, sigma, kernel_size=kernel_size))
+    assert difference.max() <= 1
+    assert difference.mean() < 2e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_steps_around_blurs(device):
+    steps = [
+        RandomApply([GaussianBlur(5), RandomInvert(), RandomPosterize(4)], 0.6),
+        GaussianBlur((1, 9), 3),
+        RandomSolarize(99.5),
+        RandomApply([RandomAdjustSharpness(1.7), RandomApply([RandomAutocontrast()])]),
+    ]
+    images = np.concatenate([make_images(20, 16, seed) for seed in range(8)])
+    drawn = draw_operations(steps, np.arange(48), np.zeros(48, np.int64), seed=0, epoch=0, height=20, width=16)
+    got = dali_run(images, drawn, possible_kinds(steps), device)
+    expected = run(images, drawn.kind, drawn.magnitude, kernel_size=drawn.kernel_size)
+    # A level that differs after a blur may be amplified by what is done next.
+    assert (got != expected).mean() < (1e-3 if device == "cpu" else 0.02)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_whole_augmentations(device):
     steps = [RandomHorizontalFlip(), ColorJitter(0.4, 0.4, 0.4, 0.2), TrivialAugmentWide(fill=9), RandomGrayscale(0.3)]
     images = np.concatenate([make_images(40, 56, seed) for seed in range(4)])
@@ -133,6 +173,17 @@ def test_whole_augmentations(device):
     ([ColorJitter(0.4, hue=0.1), RandomGrayscale(), RandomHorizontalFlip()], 4),
     ([ColorJitter()], 0),
     ([TrivialAugmentWide(), RandAugment(3)], 4),
+    (
+        [
+            RandomInvert(),
+            RandomApply([RandomApply([RandomPosterize(4)]), RandomSolarize(9), RandAugment()]),
+            RandomApply([GaussianBlur(3)]),
+            RandomAdjustSharpness(2),
+            RandomAutocontrast(),
+            RandomEqualize(),
+        ],
+        9,
+    ),
     *([[AutoAugment(policy)], 2] for policy in ("imagenet", "cifar10", "svhn")),
 ])  # fmt: skip
 def test_possible_kinds_are_those_drawn(steps, largest):
@@ -148,4 +199,4 @@ def test_nothing_to_do():
     images = make_images(5, 6)
     operations = Operations(np.zeros((6, 2), np.uint8), np.zeros((6, 2), np.float32))
     assert np.array_equal(dali_run(images, operations, [{Kind.HUE}, {Kind.ROTATE, Kind.INVERT}]), images)
-    assert torch.equal(torch.from_numpy(pack(operations)), torch.zeros(6, 2, 2))
+    assert torch.equal(torch.from_numpy(pack(operations)), torch.zeros(6, 2, 4))

@@ -32,6 +32,7 @@ MAGNITUDES = {
     Kind.TRANSLATE_Y: SHIFTS,
     Kind.ROTATE: (0, 90, 180, 270, 360, -90, 720, 45, 30, 60, 135, -135, 4.5, -171.3, 1e-14, -1e-15, 1e6),
 }
+PILLOWS = [kind for kind in Kind if kind != Kind.GAUSSIAN_BLUR]  # which torchvision does itself: test_blur.py
 
 
 def pool():
@@ -88,17 +89,17 @@ def make_images(height, width, seed=0):
     return np.stack([noise, few, ramp, level, two, close]).astype(np.uint8)
 
 
-def run(images, kind, magnitude, fill=FILL):
-    """Do operations [N] or [N, K] on a copy."""
+def run(images, kind, magnitude, fill=FILL, kernel_size=None):
+    """Do operations [N] or [N, K] on a copy; `kernel_size`, of blurs, is [N, K, 2]."""
     kind, magnitude = np.array(kind, np.uint8), np.array(magnitude, np.float32)
     if kind.ndim == 1:
         kind, magnitude = kind[:, None], magnitude[:, None]
-    operations = Operations(kind, magnitude, fill)
+    operations = Operations(kind, magnitude, fill, kernel_size)
     return augment_(torch.from_numpy(np.array(images)), operations, pool()).numpy()
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", PILLOWS)
 def test_every_operation_is_pillows(kind, size):
     images = make_images(*size)
     for magnitude in MAGNITUDES.get(kind, (0,)):
@@ -213,7 +214,7 @@ IMAGES = torch.zeros(6, 4, 4, 3, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(("kind", "magnitude", "message"), [
-    (19, 0, "kind is 19; expected 0 to 18"),
+    (20, 0, "kind is 20; expected 0 to 19"),
     (255, 0, "kind is 255"),
     (Kind.NOTHING, math.nan, "magnitude is nan for kind 0; expected a finite number"),
     (Kind.SHEAR_X, math.inf, "magnitude is inf for kind 14"),
@@ -222,6 +223,8 @@ IMAGES = torch.zeros(6, 4, 4, 3, dtype=torch.uint8)
     (Kind.POSTERIZE, 0.9, "kind 9; expected 1 to 8 bits"),
     (Kind.POSTERIZE, 9, "kind 9; expected 1 to 8 bits"),
     (Kind.POSTERIZE, -1e30, "kind 9; expected 1 to 8 bits"),
+    (Kind.GAUSSIAN_BLUR, 0, "kind 19; expected more than 0"),
+    (Kind.GAUSSIAN_BLUR, -1, "kind 19; expected more than 0"),
 ])  # fmt: skip
 def test_bad_operations(kind, magnitude, message):
     images = make_images(4, 4)
@@ -232,6 +235,20 @@ def test_bad_operations(kind, magnitude, message):
         with pytest.raises(ValueError, match=message):
             function(tensor, Operations(kinds, magnitudes), pool())
     assert np.array_equal(tensor.numpy(), images)  # nothing is done if not all can be
+
+
+@pytest.mark.parametrize("size", [(0, 3), (3, 0), (2, 3), (3, 4), (-1, 3), (9, 3), (3, 11), (2**31 - 1, 3)])
+def test_bad_kernels(size):
+    images = make_images(4, 5)
+    kinds, magnitudes = np.zeros((6, 2), np.uint8), np.ones((6, 2), np.float32)
+    kinds[0], kinds[5, 1] = Kind.INVERT, Kind.GAUSSIAN_BLUR
+    sizes = np.ones((6, 2, 2), np.int32)
+    sizes[5, 1] = size
+    message = rf"height {size[0]} and width {size[1]}, and the images 4 and 5; expected odd numbers, less than twice"
+    with pytest.raises(ValueError, match=message):
+        run(images, kinds, magnitudes, kernel_size=sizes)
+    sizes[5, 1] = 7, 9
+    assert run(images, kinds, magnitudes, kernel_size=sizes).shape == images.shape
 
 
 @pytest.mark.parametrize(("images", "message"), [
@@ -247,15 +264,19 @@ def test_bad_images(images, message):
         augment_(images, Operations(KINDS, KINDS.astype(np.float32)), pool())
 
 
-@pytest.mark.parametrize(("kind", "magnitude", "error"), [
-    (KINDS.astype(np.int64), KINDS.astype(np.float32), TypeError),
-    (KINDS, KINDS.astype(np.float64), TypeError),
-    (KINDS, np.zeros((6, 2), np.float32), ValueError),
-    (KINDS[:, 0], np.zeros(6, np.float32), ValueError),
+@pytest.mark.parametrize(("kind", "magnitude", "kernel_size", "error"), [
+    (KINDS.astype(np.int64), KINDS.astype(np.float32), None, TypeError),
+    (KINDS, KINDS.astype(np.float64), None, TypeError),
+    (KINDS, np.zeros((6, 2), np.float32), None, ValueError),
+    (KINDS[:, 0], np.zeros(6, np.float32), None, ValueError),
+    (KINDS, np.zeros((6, 1), np.float32), np.ones((6, 1, 2), np.int64), TypeError),
+    (KINDS, np.zeros((6, 1), np.float32), np.ones((6, 1, 1), np.int32), ValueError),
+    (KINDS, np.zeros((6, 1), np.float32), np.ones((6, 2, 2), np.int32), ValueError),
+    (KINDS, np.zeros((6, 1), np.float32), np.ones((6, 1), np.int32), ValueError),
 ])  # fmt: skip
-def test_bad_arrays(kind, magnitude, error):
+def test_bad_arrays(kind, magnitude, kernel_size, error):
     with pytest.raises(error):
-        augment_(IMAGES, Operations(kind, magnitude), pool())
+        augment_(IMAGES, Operations(kind, magnitude, (0, 0, 0), kernel_size), pool())
 
 
 @pytest.mark.parametrize("fill", [(0, 0, 256), (-1, 0, 0), (0, 0)])

@@ -4,9 +4,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfeed.data.augment import AutoAugment, ColorJitter, RandAugment, TrivialAugmentWide, draw_operations
+from fastfeed.data.augment import draw_operations
 from fastfeed.data.policies import Kind
-from tests.data.test_augment_pixels import make_images, pillow, run
+from fastfeed.data.steps import AutoAugment, ColorJitter, GaussianBlur, RandAugment, RandomApply, TrivialAugmentWide
+from tests.data.test_augment_pixels import PILLOWS, make_images, pillow, run
 
 FACTOR = st.floats(-10, 10, width=32)
 RANGES = {
@@ -20,7 +21,7 @@ RANGES = {
     Kind.ROTATE: st.floats(-400, 400, width=32),
     **dict.fromkeys((Kind.BRIGHTNESS, Kind.CONTRAST, Kind.SATURATION, Kind.SHARPNESS), FACTOR),
 }
-OPERATION = st.sampled_from(list(Kind)).flatmap(lambda kind: st.tuples(st.just(kind), RANGES.get(kind, st.just(0))))
+OPERATION = st.sampled_from(PILLOWS).flatmap(lambda kind: st.tuples(st.just(kind), RANGES.get(kind, st.just(0))))
 LEVEL = st.integers(0, 255)
 
 
@@ -56,11 +57,12 @@ def test_whatever_is_drawn_can_be_done(seed, epoch, indices, copy, height, width
         TrivialAugmentWide(bins),
         RandAugment(num_ops, bins - 1, bins),
         AutoAugment("svhn"),
+        RandomApply([GaussianBlur((2 * width - 1, 2 * height - 1), (1e-30, 1e30))], 0.3),
     ]
     copies = np.full(len(indices), copy)
     drawn = draw_operations(
         steps, np.array(indices, np.int64), copies, seed=seed, epoch=epoch, height=height, width=width
     )
-    assert drawn.kind.shape == drawn.magnitude.shape == (len(indices), 7 + num_ops)
+    assert drawn.kind.shape == drawn.magnitude.shape == (len(indices), 8 + num_ops)
     images = np.zeros((len(indices), height, width, 3), np.uint8)
-    assert run(images, drawn.kind, drawn.magnitude).shape == images.shape
+    assert run(images, drawn.kind, drawn.magnitude, kernel_size=drawn.kernel_size).shape == images.shape

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastfeed.data import augment, policies
+from fastfeed.data import augment, policies, steps
 from fastfeed.data.policies import Kind
 from tests.data.test_augment_pixels import make_images, run
 from tests.torchvision_ops import torchvision_or_skip
@@ -131,16 +131,121 @@ def test_arguments_of_color_jitter(arguments):
         theirs = transforms.ColorJitter(**arguments)
     except (TypeError, ValueError) as error:
         with pytest.raises(type(error)):
-            augment.ColorJitter(**arguments)
+            steps.ColorJitter(**arguments)
         return
     expected = {kind: getattr(theirs, kind.name.lower()) for kind in Kind if kind.name.lower() in vars(theirs)}
-    ours = augment.ColorJitter(**arguments).ranges()
+    ours = steps.ColorJitter(**arguments).ranges()
     assert ours == {kind: values for kind, values in expected.items() if values is not None}
 
 
-@pytest.mark.parametrize("name", ["TrivialAugmentWide", "RandAugment", "AutoAugment", "RandomGrayscale"])
-def test_defaults(name):
-    theirs, ours = getattr(transforms, name)(), getattr(augment, name)()
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("TrivialAugmentWide", ()),
+    ("RandAugment", ()),
+    ("AutoAugment", ()),
+    ("RandomGrayscale", ()),
+    ("RandomInvert", ()),
+    ("RandomPosterize", (4,)),
+    ("RandomSolarize", (128,)),
+    ("RandomAdjustSharpness", (2,)),
+    ("RandomAutocontrast", ()),
+    ("RandomEqualize", ()),
+    ("GaussianBlur", (5,)),
+    ("GaussianBlur", ([7, 3], 1.5)),
+    ("GaussianBlur", ([7], [0.5, 1])),
+    ("RandomApply", ((),)),
+])  # fmt: skip
+def test_defaults(name, arguments):
+    theirs, ours = getattr(transforms, name)(*arguments), getattr(steps, name)(*arguments)
     for argument, value in vars(ours).items():
         their_value = getattr(theirs, argument)
+        if isinstance(their_value, list):
+            their_value = tuple(their_value)
+        if argument == "fill":
+            assert their_value is None  # black
+            their_value = (0, 0, 0)
         assert value == getattr(their_value, "value", their_value)
+
+
+@pytest.mark.parametrize("arguments", [
+    (3,),
+    (4,),
+    (0,),
+    (-1,),
+    ((3, 4),),
+    ((3, 5, 7),),
+    ((),),
+    (3, 0),
+    (3, -1.0),
+    (3, (0.0, 1.0)),
+    (3, (2.0, 1.0)),
+    (3, (1.0, 1.0)),
+    (3, (1.0, 2.0, 3.0)),
+    (3, "wide"),
+])  # fmt: skip
+def test_arguments_of_gaussian_blur(arguments):
+    try:
+        theirs = transforms.GaussianBlur(*arguments)
+    except ValueError:
+        with pytest.raises((TypeError, ValueError)):
+            steps.GaussianBlur(*arguments)
+        return
+    ours = steps.GaussianBlur(*arguments)
+    assert (ours.kernel_size, ours.sigma) == (theirs.kernel_size, theirs.sigma)
+
+
+STEPS = [
+    steps.RandomInvert(0.4),
+    steps.RandomApply([steps.RandomPosterize(4, 0.8), steps.RandomHorizontalFlip(), steps.RandomEqualize()], 0.6),
+    steps.RandomSolarize(127.5),
+    steps.RandomApply([steps.RandomApply([steps.RandomAdjustSharpness(1.7, 1.0)]), steps.RandomAutocontrast()]),
+    steps.RandomVerticalFlip(),
+]
+
+
+def of_their_classes(kinds):
+    """Return torchvision's own transforms for `STEPS`, each of them sure to be done or not to, as one sample drew."""
+    invert, posterize, mirror, equalize, solarize, sharpness, autocontrast, flip = (float(kind != 0) for kind in kinds)
+    return transforms.Compose([
+        transforms.RandomInvert(invert),
+        transforms.RandomApply([
+            transforms.RandomPosterize(4, posterize),
+            transforms.RandomHorizontalFlip(mirror),
+            transforms.RandomEqualize(equalize),
+        ], max(posterize, mirror, equalize)),
+        transforms.RandomSolarize(127.5, solarize),
+        transforms.RandomApply([
+            transforms.RandomApply([transforms.RandomAdjustSharpness(1.7, 1.0)], sharpness),
+            transforms.RandomAutocontrast(autocontrast),
+        ], max(sharpness, autocontrast)),
+        transforms.RandomVerticalFlip(flip),
+    ])  # fmt: skip
+
+
+def test_pixels_of_steps_with_probabilities():
+    n, size = 60, (33, 40)
+    images = np.concatenate([make_images(*size, seed) for seed in range(n // 6)])
+    drawn = augment.draw_operations(
+        STEPS, np.arange(n), np.zeros(n, np.int64), seed=0, epoch=0, height=size[0], width=size[1]
+    )
+    assert (drawn.kind != 0).any(axis=0).all()
+    got = run(images, drawn.kind, drawn.magnitude)
+    for image, kinds, result in zip(images, drawn.kind, got, strict=True):
+        assert np.array_equal(result, np.asarray(of_their_classes(kinds)(Image.fromarray(image))))
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 1), (3, 3), (9, 3), (23, 23), (5, 61)])
+def test_pixels_of_gaussian_blur(kernel_size):
+    n, size = 48, (64, 48)
+    images = np.concatenate([make_images(*size, seed) for seed in range(n // 6)])
+    blur = steps.GaussianBlur(kernel_size, (0.05, 3))
+    drawn = augment.draw_operations(
+        [blur], np.arange(n), np.zeros(n, np.int64), seed=0, epoch=0, height=size[0], width=size[1]
+    )
+    got = run(images, drawn.kind, drawn.magnitude, kernel_size=drawn.kernel_size)
+    sigmas = drawn.magnitude[:, 0].tolist()
+    theirs = [transforms.GaussianBlur(kernel_size, sigma) for sigma in sigmas]
+    expected = [np.asarray(f(Image.fromarray(image))) for f, image in zip(theirs, images, strict=True)]
+    difference = np.abs(got.astype(int) - expected)
+    # Halves are rounded up or down by the last bit of a sum, which depends on the order of its terms.
+    assert difference.max() <= 1
+    assert difference.mean() < 1e-4

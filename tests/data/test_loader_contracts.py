@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastfeed import Mix
-from fastfeed.data.augment import ColorJitter
+from fastfeed.data.steps import ColorJitter
 from fastfeed.data.samplers import RepeatedAugmentation
 from fastfeed.data.schedule import MultiScale, ProgressiveSize
 from fastfeed.data.sources import FolderSource, ListSource
