@@ -136,7 +136,7 @@ def _equality(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: 
     except Absent as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"{error.filename}: {error.strerror}")
+        parser.error(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
     return 0
 
 

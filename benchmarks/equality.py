@@ -91,6 +91,10 @@ def rows(size: int = 96) -> list[Row]:
         Row("Resize((h, w)), bicubic", lambda t: [t.Resize(sides, interpolation=bicubic(t))]),
         Row("Resize, CenterCrop", lambda t: [t.Resize(size * 8 // 7), t.CenterCrop(size)]),
         Row("Resize, CenterCrop, bicubic", lambda t: [t.Resize(size, interpolation=bicubic(t)), t.CenterCrop(size)]),
+        Row("Resize((h, w)), CenterCrop", lambda t: [t.Resize((size + 9, size + 30)), t.CenterCrop(size)]),
+        Row("CenterCrop", lambda t: [t.CenterCrop((size, 2 * size))]),  # of images that are wide enough, and others
+        Row("Resize, RandomCrop", lambda t: [t.Resize(size * 8 // 7), t.RandomCrop(size)]),
+        Row("Resize((h, w)), RandomCrop", lambda t: [t.Resize((size + 9, size + 30)), t.RandomCrop(size)]),
         Row("RandomCrop, padded", lambda t: [t.RandomCrop(size, padding=4, pad_if_needed=True, fill=128)]),
         Row(
             "flip before Resize((h, w))", lambda t: [t.RandomHorizontalFlip(), t.RandomVerticalFlip(), t.Resize(sides)]
@@ -105,6 +109,14 @@ def rows(size: int = 96) -> list[Row]:
         step("ColorJitter(saturation)", lambda t: [t.ColorJitter(saturation=0.8)]),
         step("ColorJitter(hue)", lambda t: [t.ColorJitter(hue=0.5)]),
         step("ColorJitter(0.4, 0.4, 0.4, 0.1)", lambda t: [t.ColorJitter(0.4, 0.4, 0.4, 0.1)]),
+        step("GaussianBlur", lambda t: [t.GaussianBlur((5, 9), (0.1, 3.0))]),
+        step("RandomInvert", lambda t: [t.RandomInvert()]),
+        step("RandomPosterize", lambda t: [t.RandomPosterize(3)]),
+        step("RandomSolarize", lambda t: [t.RandomSolarize(127.5)]),
+        step("RandomAdjustSharpness", lambda t: [t.RandomAdjustSharpness(2.5)]),
+        step("RandomAutocontrast", lambda t: [t.RandomAutocontrast()]),
+        step("RandomEqualize", lambda t: [t.RandomEqualize()]),
+        step("RandomApply", lambda t: [t.RandomApply([t.ColorJitter(0.4), t.GaussianBlur(7), t.RandomInvert()])]),
         step("AutoAugment", lambda t: [t.AutoAugment(fill=[10, 200, 33])]),
         step("RandAugment", lambda t: [t.RandAugment()]),
         step("TrivialAugmentWide", lambda t: [t.TrivialAugmentWide()]),
@@ -147,11 +159,14 @@ def _measure(row: Row, paths: Sequence[str], form: str) -> Difference:
     index, copies = np.arange(len(paths)), np.zeros(len(paths), np.int64)
     plan = make_plan(transform, sizes, index, copies, seed=SEED, epoch=0)
     drawn = draw_augmentations(transform, plan, index, copies, seed=SEED, epoch=0, size=transform.size)
+    is_resized = getattr(transform.crop, "resize", None) is not None
     theirs = []
     for i, image in enumerate(images):
-        one = np.array([i])
-        operations = [] if drawn is None else list(zip(drawn.kind[i], drawn.magnitude[i].tolist(), strict=True))
-        theirs.append(_replay(pipeline, functional, image, _Decisions(plan.at(one), operations)))
+        operations = []
+        if drawn is not None:
+            operations = list(zip(drawn.kind[i], drawn.magnitude[i], drawn.kernel_size[i], strict=True))
+        decisions = _Decisions(plan.at(np.array([i])), operations, tuple(sizes[i]), is_resized)
+        theirs.append(_replay(pipeline, functional, image, decisions))
     levels = 255 * torch.tensor(transform.std)[:, None, None]
     difference = ((ours.float() - torch.stack(theirs).float()) * levels).double()
     return Difference(
@@ -176,10 +191,19 @@ def _pipeline(row: Row, form: str) -> tuple[list[Any], Any, Any]:
 
 @dataclass
 class _Decisions:
-    """What the loader drew for an image: its plan, N = 1, and its operations, which are taken from the list."""
+    """What the loader drew for an image.
+
+    Attributes:
+        plan: of N = 1.
+        operations: kinds, magnitudes and kernel sizes, of which those that are done are taken away.
+        stored: height and width of the image in its file.
+        is_resized: whether a window is one of the resized image.
+    """
 
     plan: Plan
-    operations: list[tuple[int, float]]
+    operations: list[tuple[int, float, Any]]
+    stored: tuple[int, int]
+    is_resized: bool
 
 
 def _replay(pipeline: Sequence[Any], functional: Any, image: Any, decisions: _Decisions) -> torch.Tensor:
@@ -197,8 +221,11 @@ def _random_resized_crop(crop: Any, functional: Any, image: Any, decisions: _Dec
 
 
 def _random_crop(crop: Any, functional: Any, image: Any, decisions: _Decisions) -> Any:
-    top, left = (decisions.plan.start[0] - decisions.plan.place[0, :2]).tolist()
-    height, width = crop.size
+    plan, stored, now = decisions.plan, np.array(decisions.stored), np.array(functional.get_dimensions(image)[1:])
+    corner = plan.start[0] - plan.place[0, :2]
+    if decisions.is_resized:  # before, in which case the plan has what of the stored image is needed
+        corner = np.rint((plan.start[0] + plan.box[0, :2]) * now / stored).astype(int)
+    (top, left), (height, width) = corner.tolist(), crop.size
     around = max(height, width)
     padded = functional.pad(image, [around], crop.fill)
     return functional.crop(padded, top + around, left + around, height, width)
@@ -215,8 +242,11 @@ def _steps(transform: Any, functional: Any, image: Any, decisions: _Decisions) -
     """Do all operations, where the first step stands."""
     fill = getattr(transform, "fill", None)
     while decisions.operations:
-        kind, magnitude = decisions.operations.pop(0)
-        image = _operate(functional, image, Kind(kind), magnitude, fill)
+        kind, magnitude, kernel_size = decisions.operations.pop(0)
+        if kind == Kind.GAUSSIAN_BLUR:
+            image = functional.gaussian_blur(image, kernel_size[::-1].tolist(), [float(magnitude)] * 2)
+        else:
+            image = _operate(functional, image, Kind(kind), float(magnitude), fill)
     return image
 
 
@@ -233,7 +263,11 @@ _RANDOM = {
     "RandomVerticalFlip": _flip,
     "RandomErasing": _erase,
     **dict.fromkeys(
-        ("RandomGrayscale", "ColorJitter", "AutoAugment", "RandAugment", "TrivialAugmentWide"),
+        (
+            *("RandomGrayscale", "ColorJitter", "GaussianBlur", "RandomInvert", "RandomPosterize", "RandomSolarize"),
+            *("RandomAdjustSharpness", "RandomAutocontrast", "RandomEqualize", "RandomApply"),
+            *("AutoAugment", "RandAugment", "TrivialAugmentWide"),
+        ),
         _steps,
     ),
 }

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from fastfeed import Mix
-from fastfeed.data.steps import ColorJitter
 from fastfeed.data.samplers import RepeatedAugmentation
 from fastfeed.data.schedule import MultiScale, ProgressiveSize
 from fastfeed.data.sources import FolderSource, ListSource
+from fastfeed.data.steps import ColorJitter
 from fastfeed.data.transforms import CenterCrop, RandomCrop, RandomErasing, RandomResizedCrop, Resize, Transform
 from tests.images import picture, write_folder
 from tests.loaders import assert_same_batches, assert_same_samples, by_index, everything, index_of, make_loader, ranks

@@ -13,6 +13,7 @@ from tests.torchvision_ops import torchvision_or_skip
 
 v1 = torchvision_or_skip("torchvision.transforms")
 v2 = torchvision_or_skip("torchvision.transforms.v2")
+presets = torchvision_or_skip("torchvision.transforms._presets")
 tv_tensors = torchvision_or_skip("torchvision.tv_tensors")
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -85,6 +86,21 @@ def test_crops(t, before, expected):
     (lambda t: t.RandomGrayscale(0.3), ours.RandomGrayscale(0.3)),
     (lambda t: t.ColorJitter(0.4, (0.5, 3), 0, (-0.1, 0.2)), ours.ColorJitter((0.6, 1.4), (0.5, 3), 0, (-0.1, 0.2))),
     (lambda t: t.ColorJitter(), ours.ColorJitter()),
+    (lambda t: t.GaussianBlur((3, 5)), ours.GaussianBlur((3, 5), (0.1, 2.0))),
+    (lambda t: t.GaussianBlur(7, 0.5), ours.GaussianBlur((7, 7), (0.5, 0.5))),
+    (lambda t: t.RandomInvert(0.1), ours.RandomInvert(0.1)),
+    (lambda t: t.RandomPosterize(3, 0.2), ours.RandomPosterize(3, 0.2)),
+    (lambda t: t.RandomSolarize(99.5, 0.3), ours.RandomSolarize(99.5, 0.3)),
+    (lambda t: t.RandomAdjustSharpness(1.5, 0.4), ours.RandomAdjustSharpness(1.5, 0.4)),
+    (lambda t: t.RandomAutocontrast(0.6), ours.RandomAutocontrast(0.6)),
+    (lambda t: t.RandomEqualize(0.7), ours.RandomEqualize(0.7)),
+    (lambda t: t.RandomApply([t.ColorJitter(hue=0.1), t.RandomHorizontalFlip(), t.RandomApply([t.RandomInvert()])]),
+     ours.RandomApply([ours.ColorJitter(0, 0, 0, (-0.1, 0.1)), ours.RandomHorizontalFlip(),
+                       ours.RandomApply([ours.RandomInvert()])], 0.5)),
+    (lambda t: t.RandomApply(torch.nn.ModuleList([t.Grayscale(3)]), p=0.25),
+     ours.RandomApply([ours.RandomGrayscale(1.0)], 0.25)),
+    (lambda t: t.RandomApply([t.Compose([t.RandomGrayscale(), t.RandomInvert()])], p=0.25),
+     ours.RandomApply([ours.RandomGrayscale(), ours.RandomInvert()], 0.25)),
     (lambda t: t.TrivialAugmentWide(7, fill=[1, 2, 3]), ours.TrivialAugmentWide(7, fill=(1, 2, 3))),
     (lambda t: t.RandAugment(3, 4, 11, fill=9), ours.RandAugment(3, 4, 11, fill=9)),
     (lambda t: t.AutoAugment(t.AutoAugmentPolicy.SVHN), ours.AutoAugment("svhn")),
@@ -121,7 +137,8 @@ LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
     ([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToDtype(torch.float16)], PLAIN, torch.float16),
     ([v2.ToDtype(torch.float32), v2.PILToTensor(), v2.ToDtype(torch.float32)], LEVELS, torch.float32),
     ([v2.ConvertImageDtype(), v2.ToImage(), v2.ConvertImageDtype()], PLAIN, torch.float32),  # PIL images pass
-    ([v2.ToImage(), v2.ToImage(), v2.PILToTensor(), v2.RGB(), v2.ToDtype(torch.float32)], LEVELS, torch.float32),
+    ([v2.ToImage(), v2.ToImage(), v2.PILToTensor(), v2.RGB(), v2.Identity(), v2.ToDtype(torch.float32)],
+     LEVELS, torch.float32),
     ([v2.ToImage(), v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)], PLAIN, torch.float32),
     ([v2.PILToTensor(), v2.ToDtype({torch.Tensor: torch.float16}, scale=True)], PLAIN, torch.float16),
     ([v2.PILToTensor(), v2.ToDtype({tv_tensors.Image: None, "others": torch.float32}, True)], PLAIN, torch.float32),
@@ -176,6 +193,22 @@ def test_crops_and_flips_of_floats():
         "RandomCrop: fill is 0, in levels 123.7, 116.3, 103.5, and only whole levels from 0 to 255 can be done"
     ]
     assert read(v1.Resize(10), v1.ToTensor(), v1.CenterCrop(8)).crop == ours.CenterCrop((8, 8), 10)
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({}, ours.CenterCrop((224, 224), 256)),
+    ({"resize_size": 232, "interpolation": v1.InterpolationMode.BICUBIC}, ours.CenterCrop((224, 224), 232, "bicubic")),
+])  # fmt: skip
+def test_transforms_of_weights(options, expected):
+    preset = presets.ImageClassification(crop_size=224, **options)
+    assert read_transform(preset) == (Transform(expected, mean=MEAN, std=STD), torch.float32)
+    assert read(v2.ToImage(), preset) == Transform(expected, mean=MEAN, std=STD)
+    assert reasons(v1.ToTensor(), preset) == [f"Resize {AFTER_FLOATS}"]
+    preset.antialias = None
+    assert read(preset) == Transform(expected, mean=MEAN, std=STD)
+    assert reasons(v1.PILToTensor(), preset) == [
+        "ImageClassification: antialias is None, which tensors are resized with, and only True can be done"
+    ]
 
 
 def test_nested_composes():
@@ -256,6 +289,16 @@ NOT_YET_FLOAT = "it comes before the conversion to floats, for which torchvision
      ["RandomCrop: padding_mode is 'reflect', and only 'constant' can be done"]),
     ([v1.RandomCrop(8, padding=4, fill=300)], [f"RandomCrop: fill is 300, {LEVELS_ONLY}"]),
     ([v1.RandomCrop(8, padding=-1)], ["RandomCrop: padding is -1; expected at least 0"]),
+    ([crop(), v1.RandomApply([v1.RandomErasing(), v1.RandomInvert(), lambda x: x]), v1.ToTensor()],
+     ["RandomApply: RandomErasing in it cannot be done at random",
+      "transform 2 is a function, whose workings cannot be read"]),
+    ([v1.RandomApply([crop()])], ["RandomApply: RandomResizedCrop in it cannot be done at random"]),
+    ([v1.RandomApply([v1.RandomInvert()]), crop()], [f"RandomInvert comes before RandomResizedCrop, {EARLY}"]),
+    ([crop(), v1.ToTensor(), v1.RandomApply([v1.RandomInvert()])], [f"RandomInvert {AFTER_FLOATS}"]),
+    ([crop(), v1.RandomPosterize(0)], ["RandomPosterize: bits is 0; expected 1 to 8"]),
+    ([v1.RandomResizedCrop(4), v1.GaussianBlur(9), v1.ToTensor()],
+     ["GaussianBlur: kernel_size is 9 x 9 (width x height), too large for images of 4 x 4 pixels to be reflected at "
+      "their edges; expected at most 7 x 7, or larger images"]),
     ([crop(), v1.Grayscale()], ["Grayscale: num_output_channels is 1, and only 3 can be done"]),
     ([crop(), v1.RandAugment(interpolation=v1.InterpolationMode.BILINEAR)],
      ["RandAugment: interpolation is 'bilinear', and only 'nearest' can be done"]),
@@ -345,7 +388,7 @@ def test_every_transform_is_read_or_named():
 
 def test_a_transform_without_torchvision(monkeypatch):
     """Nothing is imported, and nothing of torchvision's is there to be recognised."""
-    for module in ("torchvision.transforms", "torchvision.transforms.v2"):
+    for module in ("torchvision.transforms", "torchvision.transforms.v2", "torchvision.transforms._presets"):
         monkeypatch.delitem(sys.modules, module)
     with pytest.raises(Unreadable, match="Compose is no transform of torchvision's"):
         read_transform(v1.Compose([crop()]))

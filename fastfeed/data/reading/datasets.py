@@ -68,7 +68,7 @@ def read_dataset(dataset: Any) -> Reading:
     if datasets and not len(rows):
         reasons.append(f"{_name(dataset)} has no samples")
     if reasons:
-        raise Unreadable(list(dict.fromkeys(reasons)))  # once each: a part may be there twice
+        raise Unreadable(list(dict.fromkeys(reasons)))  # once each: parts may have the same
     try:
         source = _folder_source(datasets, rows) if folders else EncodedSource(datasets, rows)
     except (TypeError, ValueError) as error:  # targets of different kinds, say
@@ -92,8 +92,8 @@ def _flatten(dataset: Any, reasons: list[str]) -> tuple[list[Any], Int64]:
         pieces = [np.zeros((0, 2), np.int64)]
         for part in dataset.datasets:
             datasets, rows = _flatten(part, reasons)
-            pieces.append(rows + np.array([len(flat), 0]))
-            flat += datasets
+            numbers = np.array([_number(inner, flat) for inner in datasets], np.int64)
+            pieces.append(np.stack([numbers[rows[:, 0]], rows[:, 1]], axis=1))
         return flat, np.concatenate(pieces)
     if callable(getattr(dataset, "get_encoded", None)):
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -103,6 +103,15 @@ def _flatten(dataset: Any, reasons: list[str]) -> tuple[list[Any], Int64]:
         reasons.append(f"{_name(dataset)} is none of the datasets that can be read: {_READ}")
         return [], np.zeros((0, 2), np.int64)
     return [dataset], np.stack([np.zeros(len(dataset), np.int64), np.arange(len(dataset))], axis=1)
+
+
+def _number(dataset: Any, datasets: list[Any]) -> int:
+    """Return the place of a dataset in a list, to which it is added if it is not there."""
+    for i, other in enumerate(datasets):
+        if other is dataset:
+            return i
+    datasets.append(dataset)
+    return len(datasets) - 1
 
 
 def _checked_indices(indices: Sequence[Any], count: int) -> Int64:

@@ -7,10 +7,9 @@ from typing import Any
 import PIL.Image
 import torch
 
-from fastfeed.data import augment
-from fastfeed.data.augment import Step, mirrors_alike
 from fastfeed.data.declarations import is_number, listed
 from fastfeed.data.reading.reasons import Unreadable
+from fastfeed.data.steps import RandomHorizontalFlip, RandomVerticalFlip, Step, mirrors_alike
 from fastfeed.data.transforms import INTERPOLATIONS, Crop, RandomErasing, Resize, Size, Transform
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -194,9 +193,9 @@ def _part_flips(steps: Sequence[Step]) -> tuple[list[Step], tuple[float, float]]
     rest: list[Step] = []
     horizontal, vertical = 0.0, 0.0
     for step in steps:
-        if isinstance(step, augment.RandomHorizontalFlip) and horizontal == 0 and mirrors_alike(rest):
+        if isinstance(step, RandomHorizontalFlip) and horizontal == 0 and mirrors_alike(rest):
             horizontal = step.p
-        elif isinstance(step, augment.RandomVerticalFlip) and vertical == 0 and mirrors_alike(rest):
+        elif isinstance(step, RandomVerticalFlip) and vertical == 0 and mirrors_alike(rest):
             vertical = step.p
         else:
             rest.append(step)

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-TRANSFORMS = ("torchvision.transforms.v2", "torchvision.transforms")
+# The last one has the transforms that go with torchvision's weights.
+TRANSFORMS = ("torchvision.transforms.v2", "torchvision.transforms", "torchvision.transforms._presets")
 
 
 class Unreadable(Exception):

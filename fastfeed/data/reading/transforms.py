@@ -6,15 +6,16 @@ erasing. Those that stand in another order are read where that makes no differen
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from fastfeed.data import augment
-from fastfeed.data.augment import Step
+from fastfeed.data import steps
 from fastfeed.data.declarations import is_number, listed
 from fastfeed.data.reading.image import Reader, Rgb, interpolation_name, rgb
 from fastfeed.data.reading.reasons import torchvision_class, why_unknown
+from fastfeed.data.steps import Step
 from fastfeed.data.transforms import CenterCrop, RandomCrop, RandomErasing, RandomResizedCrop, Transform
 
 
@@ -80,7 +81,7 @@ def _read_random_apply(reader: Reader, apply: Any, v2: bool) -> None:
         reader.applying -= 1
         inside, reader.steps = reader.steps, before
     if inside:  # none where none could be read
-        reader.steps.append(augment.RandomApply(inside, apply.p))
+        reader.steps.append(steps.RandomApply(inside, apply.p))
 
 
 def _read_resize(reader: Reader, resize: Any, v2: bool) -> None:
@@ -133,30 +134,30 @@ def _read_random_crop(reader: Reader, crop: Any, v2: bool) -> None:
 
 
 def _read_horizontal_flip(reader: Reader, flip: Any, v2: bool) -> None:
-    reader.add_flip("RandomHorizontalFlip", augment.RandomHorizontalFlip(flip.p))
+    reader.add_flip("RandomHorizontalFlip", steps.RandomHorizontalFlip(flip.p))
 
 
 def _read_vertical_flip(reader: Reader, flip: Any, v2: bool) -> None:
-    reader.add_flip("RandomVerticalFlip", augment.RandomVerticalFlip(flip.p))
+    reader.add_flip("RandomVerticalFlip", steps.RandomVerticalFlip(flip.p))
 
 
 def _read_color_jitter(reader: Reader, jitter: Any, v2: bool) -> None:
     ranges = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-    reader.add_step("ColorJitter", augment.ColorJitter(*(0 if pair is None else tuple(pair) for pair in ranges)))
+    reader.add_step("ColorJitter", steps.ColorJitter(*(0 if pair is None else tuple(pair) for pair in ranges)))
 
 
 def _read_grayscale(reader: Reader, grayscale: Any, v2: bool) -> None:
     if grayscale.num_output_channels != 3:
         raise ValueError(f"num_output_channels is {grayscale.num_output_channels}, and only 3 can be done")
-    reader.add_step("Grayscale", augment.RandomGrayscale(1.0))
+    reader.add_step("Grayscale", steps.RandomGrayscale(1.0))
 
 
 def _read_random_grayscale(reader: Reader, grayscale: Any, v2: bool) -> None:
-    reader.add_step("RandomGrayscale", augment.RandomGrayscale(grayscale.p))
+    reader.add_step("RandomGrayscale", steps.RandomGrayscale(grayscale.p))
 
 
 def _read_gaussian_blur(reader: Reader, blur: Any, v2: bool) -> None:
-    reader.add_step("GaussianBlur", augment.GaussianBlur(tuple(blur.kernel_size), tuple(blur.sigma)))
+    reader.add_step("GaussianBlur", steps.GaussianBlur(tuple(blur.kernel_size), tuple(blur.sigma)))
 
 
 def _read_automatic(reader: Reader, transform: Any, v2: bool) -> None:
@@ -167,11 +168,11 @@ def _read_automatic(reader: Reader, transform: Any, v2: bool) -> None:
     step: Step
     fill = reader.fill(transform.fill)
     if name == "AutoAugment":
-        step = augment.AutoAugment(transform.policy.value, fill=fill)
+        step = steps.AutoAugment(transform.policy.value, fill=fill)
     elif name == "RandAugment":
-        step = augment.RandAugment(transform.num_ops, transform.magnitude, transform.num_magnitude_bins, fill=fill)
+        step = steps.RandAugment(transform.num_ops, transform.magnitude, transform.num_magnitude_bins, fill=fill)
     else:
-        step = augment.TrivialAugmentWide(transform.num_magnitude_bins, fill=fill)
+        step = steps.TrivialAugmentWide(transform.num_magnitude_bins, fill=fill)
     reader.add_step(name, step)
 
 
@@ -180,7 +181,7 @@ def _read_colours(cls: str, *arguments: str) -> Callable[[Reader, Any, bool], No
 
     def read(reader: Reader, transform: Any, v2: bool) -> None:
         values = {name: getattr(transform, name) for name in (*arguments, "p")}
-        reader.add_step(cls, getattr(augment, cls)(**values))
+        reader.add_step(cls, getattr(steps, cls)(**values))
 
     return read
 
@@ -214,8 +215,8 @@ def _read_to_pure_tensor(reader: Reader, transform: Any, v2: bool) -> None:
         reader.type = "Tensor"
 
 
-def _read_rgb(reader: Reader, transform: Any, v2: bool) -> None:
-    pass  # images are RGB
+def _read_nothing(reader: Reader, transform: Any, v2: bool) -> None:
+    pass  # images are RGB anyway
 
 
 def _read_to_dtype(reader: Reader, transform: Any, v2: bool) -> None:
@@ -256,6 +257,23 @@ def _read_random_erasing(reader: Reader, erasing: Any, v2: bool) -> None:
     reader.erase = RandomErasing(erasing.p, tuple(erasing.scale), tuple(erasing.ratio), value)
 
 
+def _read_image_classification(reader: Reader, preset: Any, v2: bool) -> None:
+    """Read what goes with torchvision's weights, ``weights.transforms()``."""
+    size = tuple(preset.crop_size) * (2 // len(preset.crop_size))
+    _read_resize(
+        reader,
+        SimpleNamespace(
+            size=preset.resize_size, max_size=None, interpolation=preset.interpolation, antialias=preset.antialias
+        ),
+        v2,
+    )
+    _read_center_crop(reader, SimpleNamespace(size=size), v2)
+    if reader.form == "PIL":
+        _read_pil_to_tensor(reader, preset, v2)
+    reader.convert("ImageClassification", torch.float32, scale=True)
+    _read_normalize(reader, preset, v2)
+
+
 def _divisors(std: Rgb) -> Rgb:
     if not all(value > 0 for value in std):
         raise ValueError(f"std is {std}, and only positive numbers can be done")
@@ -287,9 +305,11 @@ _READERS: dict[str, Callable[[Reader, Any, bool], None]] = {
     **_AT_RANDOM,
     "CenterCrop": _read_center_crop,
     "ConvertImageDtype": _read_convert_image_dtype,
+    "Identity": _read_nothing,
+    "ImageClassification": _read_image_classification,
     "Normalize": _read_normalize,
     "PILToTensor": _read_pil_to_tensor,
-    "RGB": _read_rgb,
+    "RGB": _read_nothing,
     "RandomCrop": _read_random_crop,
     "RandomErasing": _read_random_erasing,
     "RandomResizedCrop": _read_random_resized_crop,
