@@ -1,4 +1,4 @@
-"""What a loader does to an image: public names of ``fastfeed.data.transforms``, ``steps``, ``presets`` and ``views``."""
+"""What a loader does to an image: names of ``fastfeed.data.transforms``, ``steps``, ``presets`` and ``views``."""
 
 from fastfeed.data.presets import (
     cifar_eval,
