@@ -1,7 +1,7 @@
 """Apart from test_augment_pixels.py, which is run on machines that need not have hypothesis."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfeed.data.augment import draw_operations
@@ -25,6 +25,7 @@ OPERATION = st.sampled_from(PILLOWS).flatmap(lambda kind: st.tuples(st.just(kind
 LEVEL = st.integers(0, 255)
 
 
+@settings(deadline=None)
 @given(
     size=st.tuples(st.integers(1, 50), st.integers(1, 50)),
     operations=st.lists(OPERATION, max_size=4),
@@ -41,6 +42,7 @@ def test_any_sequence_is_pillows(size, operations, fill, which, seed):
     assert np.array_equal(got[0], expected)
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**64 - 1),
     epoch=st.integers(0, 2**32 - 1),

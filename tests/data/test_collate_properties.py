@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -22,6 +22,7 @@ def views(array, order, steps, flips):
     return view
 
 
+@settings(deadline=None)
 @given(
     shape=st.tuples(SIDES, SIDES, SIDES | st.sampled_from([1, 3, 4])),
     layouts=st.lists(
@@ -40,6 +41,7 @@ def test_any_strides(shape, layouts, seed):
     check([views(array, *layout) for array, layout in zip(arrays, layouts, strict=True)], arrays)
 
 
+@settings(deadline=None)
 @given(
     size=st.tuples(st.integers(0, 40), st.integers(0, 40)),
     mode=st.sampled_from(["L", "RGB", "RGBA"]),
@@ -59,6 +61,7 @@ def test_any_pil_image(size, mode, number, own, seed):
     check(images, arrays)
 
 
+@settings(deadline=None)
 @given(
     number=st.integers(1, 5),
     shape=st.tuples(st.integers(1, 9), st.integers(1, 70_000), st.sampled_from([1, 3])),

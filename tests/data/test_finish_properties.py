@@ -1,7 +1,7 @@
 """Apart from test_finish.py, which is run on GPU machines that need not have hypothesis."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfeed.data.finish import DTYPES, SampleParameters, check_mean_std
@@ -11,6 +11,7 @@ SIDES = st.integers(-(2**31), 2**31 - 1) | st.integers(-5, 75)
 RECTANGLE = st.tuples(SIDES, SIDES, SIDES, SIDES)
 
 
+@settings(deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 3, 4])),
     strides=st.sampled_from(sorted(STRIDES)),
@@ -27,6 +28,7 @@ def test_any_size_strides_and_features(shape, strides, features, threads, seed, 
     check(images, random_parameters(features, *shape[:3], seed), dtype, memory_format, threads)
 
 
+@settings(deadline=None)
 @given(
     erase=st.lists(RECTANGLE, min_size=2, max_size=2),
     cut=st.lists(RECTANGLE, min_size=2, max_size=2),
@@ -40,6 +42,7 @@ def test_any_rectangles_and_weights(erase, cut, weight, partner, dtype, w):
     check(random_images(2, 33, w, 3), parameters, dtype, FORMATS[0])
 
 
+@settings(deadline=None)
 @given(mean=st.floats(width=32), std=st.floats(width=32), dtype=st.sampled_from(DTYPES))
 def test_any_mean_and_std_is_refused_or_right(mean, std, dtype):
     try:

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfeed import transforms
@@ -17,6 +17,7 @@ def plan(transform, sizes, indices=None, seed=0, epoch=0):
     return make_plan(transform, np.asarray(sizes, np.int64), indices, seed=seed, epoch=epoch)
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=20),
     scale=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted),
