@@ -31,10 +31,11 @@ class SampleInfo:
 
 
 class Given(NamedTuple):
-    """A batch for the consumer, and where its epoch goes on after it."""
+    """A batch for the consumer, and where its epoch goes on after it; or an error, after which batches may follow."""
 
     batch: Any
     progress: dict[str, Any]
+    error: Exception | None = None
 
 
 class EpochIterator(Iterator[Any]):
@@ -44,12 +45,18 @@ class EpochIterator(Iterator[Any]):
     With on_error="drop" batches of which nothing is left are missing from that.
     """
 
-    def __init__(self, batches: Generator[Any, None, None], length: Callable[[], int]) -> None:
+    def __init__(self, batches: Generator[Given, None, None], length: Callable[[], int]) -> None:
         self._batches = batches
         self._length = length
 
     def __next__(self) -> Any:
-        return next(self._batches)
+        given = next(self._batches)
+        if given.error is None:
+            return given.batch
+        try:
+            raise given.error  # here, and not in a generator, which an error would end
+        finally:
+            del given  # it holds this frame by its traceback: do not close the circle
 
     def __len__(self) -> int:
         return self._length()

@@ -211,7 +211,7 @@ class DataLoader:
         self.backend = "torch" if route.source is None else "dali"
         self.transform = route.transform
         self.mix = mix or route.mix
-        self._size = None if self._iterable else length_of(dataset, self._order)
+        self._counted = dataset if route.source is None else route.source
         self._labels = labels_of(dataset) if route.source is None else route.source.labels
         if not isinstance(self._order, TorchSampler):  # now: what does not go with the dataset shows here
             self._order_name = self._order.identity(self._size or 0, self._labels)
@@ -249,7 +249,7 @@ class DataLoader:
                 worker_init_fn=worker_init_fn,
                 multiprocessing_context=multiprocessing_context,
                 generator=generator,
-                prefetch_factor=self.prefetch_factor if num_workers > 0 else None,
+                prefetch_factor=self.prefetch_factor,
                 persistent_workers=persistent_workers,
                 pin_memory_device=pin_memory_device,
                 **common,
@@ -304,6 +304,11 @@ class DataLoader:
     def world_size(self) -> int:
         """The number of ranks, likewise."""
         return rank_and_world_size(self._rank, self._world_size)[1]
+
+    @property
+    def _size(self) -> int | None:
+        # Now: a dataset of PyTorch's may grow between epochs.
+        return None if self._iterable else length_of(self._counted, self._order)
 
     @property
     def sampler(self) -> Any:
@@ -426,11 +431,11 @@ class DataLoader:
         self._closed = True
         self._engine.close()
 
-    def _run(self, start: dict[str, Any], epochs: Epochs, this: object) -> Generator[Any, None, None]:
+    def _run(self, start: dict[str, Any], epochs: Epochs, this: object) -> Generator[Given, None, None]:
         batches = self._engine.run(start, epochs)
         try:
             # `map`, which keeps no reference to what it gives: the batch is the consumer's.
-            yield from map(partial(self._give, this), batches)
+            yield from map(partial(self._noted, this), batches)
         finally:
             batches.close()
             if self._closed:  # while this ran, which has left its threads and memory to the next epoch
@@ -438,10 +443,10 @@ class DataLoader:
         if this is self._newest:
             self._progress = None
 
-    def _give(self, this: object, given: Given) -> Any:
-        if this is self._newest:
+    def _noted(self, this: object, given: Given) -> Given:
+        if this is self._newest and given.error is None:
             self._progress = given.progress
-        return given.batch
+        return given
 
     def _make_order(self, shuffle: bool, sampler: Any, batch_sampler: Any) -> Sampler | TorchSampler:
         """Return what decides which samples come, and when."""

@@ -12,6 +12,7 @@ A batch is started as soon as the loader gives it, and taken when its turn comes
 
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -314,8 +315,7 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
     error: Exception | None = None
     more = True
 
-    # Not in inference mode, if the consumer is in it: batches drawn ahead may be trained with.
-    @torch.inference_mode(False)
+    @_outside_inference_mode()
     def start_next() -> None:
         nonlocal error, more
         try:
@@ -331,7 +331,7 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
         while more and len(started) < length:
             start_next()
 
-    @torch.inference_mode(False)
+    @_outside_inference_mode()
     def take_next() -> Done:
         done = ring.take(started.popleft())
         fill(depth)
@@ -351,10 +351,23 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
         del error  # it holds this frame by its traceback: do not close the circle
 
 
+@contextmanager
+def _outside_inference_mode() -> Iterator[None]:
+    """Leave inference mode, if the consumer is in it: batches drawn ahead may be trained with.
+
+    What a dataset computes is recorded by autograd if the consumer's mode says so: `inference_mode` alone changes that.
+    """
+    recorded = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(recorded):
+        yield
+
+
 def _finished(
     finish: Finish, images: torch.Tensor | None, work: Work, rest: list[torch.Tensor], stable: StableTensors | None
 ) -> Done:
     """Run the last pass in the caller's thread and stream."""
+    if images is None and not rest:
+        return Done(None, [], work.tag)  # an error, or a batch of strings: there is nothing to put anywhere
     out = None if stable is None else stable.images
     if stable is not None:
         nhwc = images is not None and images.dtype == torch.uint8

@@ -124,7 +124,7 @@ def length_of(dataset: Any, order: Sampler | TorchSampler) -> int | None:
     """Return the number of samples; None of a map-style dataset that has none, which a PyTorch sampler may go with."""
     try:
         return len(dataset)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         if isinstance(order, TorchSampler):
             return None
         raise

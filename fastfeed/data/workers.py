@@ -1,11 +1,8 @@
 """Workers: batches of any PyTorch dataset, made by its own code in PyTorch's worker processes."""
 
 import copy
-import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from fastfeed.data.order import BatchPicks
 from fastfeed.data.ring import Done, Rings, Work
 from fastfeed.data.tree import leaves, replace_leaves
 
+_END = object()
 _AHEAD_ON_GPU = 2  # batches that are copied while the consumer works on one
 
 
@@ -50,9 +48,6 @@ class Workers:
         **options: Any,
     ) -> None:
         self._dataset = dataset
-        self._batched = batched
-        self._batch_size = batch_size
-        self._drop_last = drop_last
         self._info = info
         self._iterable = isinstance(dataset, IterableDataset)
         # Only without workers is the dataset that is iterated over this one, and not a copy.
@@ -80,10 +75,7 @@ class Workers:
         """
         if not self._iterable:
             return epochs.batches_left(start)
-        size = len(self._dataset)
-        if self._batched:
-            size = size // self._batch_size if self._drop_last else math.ceil(size / self._batch_size)
-        return max(size - start["step"], 0)
+        return max(len(self._loader) - start["step"], 0)
 
     def run(self, start: dict[str, Any], epochs: Epochs) -> Generator[Given, None, None]:
         """Give an epoch's batches from a place on."""
@@ -98,32 +90,71 @@ class Workers:
         self._finish.close()
 
     def _picked(self, start: dict[str, Any], epochs: Epochs) -> Iterator[Work]:
+        """Give the batches of a map-style dataset."""
         drawn = self._steps.begin(epochs.steps(start))
-        for batch in iter(self._loader):
-            picks = drawn.popleft()  # batches come in the order in which they were drawn
-            yield self._work(batch, picks, {**picks.progress(start["epoch"]), "bad": 0})
+        batches = iter(self._loader)
+
+        def next_work() -> Work | None:
+            self._check_newest(drawn)
+            asked = drawn.asked
+            result = _next_result(batches)
+            if result is _END:
+                drawn.raise_error()
+                return None
+            if isinstance(result, _Failed) and drawn.asked == asked:
+                return self._work(result, None, {})  # not of a batch: the workers took too long, say
+            picks = drawn.picks.popleft()  # batches come in the order in which they were drawn
+            return self._work(result, picks, {**picks.progress(start["epoch"]), "bad": 0})
+
+        return iter(next_work, None)  # which keeps no reference to what it gives, as a loop would
 
     def _streamed(self, start: dict[str, Any]) -> Iterator[Work]:
-        skipped = start["step"]
+        """Give the batches of an iterable dataset."""
+        step = start["step"]
+        skipped = step
         if self._stateful and start["sampler"] is not None:
             self._dataset.load_state_dict(start["sampler"])
             skipped = 0
+        this = self._steps.begin(iter(()))
         batches = iter(self._loader)
-        for _ in islice(batches, skipped):  # what the dataset gives cannot be had without being made
-            pass
-        for step, batch in enumerate(batches, start["step"] + 1):
+        for _ in range(skipped):  # what the dataset gives cannot be had without being made
+            if _next_result(batches) is _END:
+                break
+
+        def next_work() -> Work | None:
+            nonlocal step
+            self._check_newest(this)
+            result = _next_result(batches)
+            if result is _END:
+                return None
+            step += 1
             state = copy.deepcopy(self._dataset.state_dict()) if self._stateful else None
             progress = {"epoch": start["epoch"], "consumed": step, "step": step, "sampler": state, "bad": 0}
-            yield self._work(batch, None, progress)
+            return self._work(result, None, progress)
+
+        return iter(next_work, None)
+
+    def _check_newest(self, drawn: "_Drawn") -> None:
+        if self._loader.persistent_workers and self._steps.newest is not drawn:
+            raise RuntimeError(
+                "persistent workers make the batches of one iterator at a time, and one was begun after this one. "
+                "Take several DataLoaders, or persistent_workers=False, to iterate twice at once"
+            )
 
     def _work(self, batch: Any, picks: BatchPicks | None, progress: dict[str, Any]) -> Work:
+        if isinstance(batch, _Failed):
+            return Work(None, None, [], (batch, [], progress))
         if self._info and picks is not None:
             batch = _with_info(batch, picks)
         tensors = [leaf for _, leaf in leaves(batch) if isinstance(leaf, torch.Tensor)]
-        return Work(None, None, tensors, (batch, progress))
+        return Work(None, None, tensors, (batch, tensors, progress))
 
     def _given(self, done: Done) -> Given:
-        batch, progress = done.tag
+        batch, tensors, progress = done.tag
+        if isinstance(batch, _Failed):
+            return Given(None, progress, batch.error)
+        if all(new is old for new, old in zip(done.rest, tensors, strict=True)):
+            return Given(batch, progress)  # as it is: of whatever type
         moved = iter(done.rest)
         return Given(
             replace_leaves(batch, lambda _, leaf: next(moved) if isinstance(leaf, torch.Tensor) else leaf), progress
@@ -137,27 +168,76 @@ class Workers:
 
 
 class _Steps:
-    """The sampler that PyTorch's loader draws from: the steps of an epoch, noted as they are drawn."""
+    """The sampler that PyTorch's loader draws from: the steps of the epoch that was begun last."""
 
     def __init__(self, batched: bool) -> None:
         self._batched = batched
-        self._begun: tuple[Iterator[BatchPicks], deque[BatchPicks]] = iter(()), deque()
+        self.newest = _Drawn(iter(()), batched)
 
-    def begin(self, steps: Iterator[BatchPicks]) -> deque[BatchPicks]:
-        """Set what the next `iter()` gives, and return where it is noted."""
-        self._begun = steps, deque()
-        return self._begun[1]
+    def begin(self, steps: Iterator[BatchPicks]) -> "_Drawn":
+        """Set what the next `iter()` gives, and return it."""
+        self.newest = _Drawn(steps, self._batched)
+        return self.newest
 
-    def __iter__(self) -> Iterator[Any]:
-        return map(partial(self._drawn, self._begun[1]), self._begun[0])
+    def __iter__(self) -> "_Drawn":
+        return self.newest
 
-    def _drawn(self, noted: deque[BatchPicks], picks: BatchPicks) -> Any:
-        noted.append(picks)
+    def __getstate__(self) -> dict[str, Any]:
+        # An epoch that runs is not copied.
+        return {"_batched": self._batched, "newest": _Drawn(iter(()), self._batched)}
+
+
+class _Drawn(Iterator[Any]):
+    """The steps of an epoch, noted as PyTorch's loader draws them: ahead of the batches, if it has workers.
+
+    Attributes:
+        picks: of the batches that are still to come.
+        asked: how often it was asked for a step: by PyTorch's loader whenever a batch is done, whatever came of it.
+    """
+
+    def __init__(self, steps: Iterator[BatchPicks], batched: bool) -> None:
+        self.picks: deque[BatchPicks] = deque()
+        self.asked = 0
+        self._steps = steps
+        self._batched = batched
+        self._error: Exception | None = None
+
+    def __next__(self) -> Any:
+        self.asked += 1
+        try:
+            picks = next(self._steps)
+        except StopIteration:
+            raise
+        except Exception as error:  # of the sampler: its turn comes after the batches that were drawn before it
+            self._error = error
+            raise StopIteration from None
+        self.picks.append(picks)
         indices = picks.index.tolist()
         return indices if self._batched else indices[0]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_batched": self._batched, "_begun": (iter(()), deque())}  # an epoch that runs is not copied
+    def raise_error(self) -> None:
+        """Raise what the sampler raised, if it did."""
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # it holds this frame by its traceback: do not close the circle
+
+
+class _Failed:
+    """What came instead of a batch."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _next_result(batches: Iterator[Any]) -> Any:
+    """Return the next batch, or how it failed, after which PyTorch's loader goes on; `_END` at the end."""
+    try:
+        return next(batches, _END)
+    except Exception as error:
+        return _Failed(error)
 
 
 def _with_info(batch: Any, picks: BatchPicks) -> Any:
