@@ -152,7 +152,7 @@ class Workers:
     def _given(self, done: Done) -> Given:
         batch, tensors, progress = done.tag
         if isinstance(batch, _Failed):
-            return Given(None, progress, batch.error)
+            return Given(None, progress, batch.take())
         if all(new is old for new, old in zip(done.rest, tensors, strict=True)):
             return Given(batch, progress)  # as it is: of whatever type
         moved = iter(done.rest)
@@ -229,7 +229,12 @@ class _Failed:
     """What came instead of a batch."""
 
     def __init__(self, error: Exception) -> None:
-        self.error = error
+        self._error: Exception | None = error
+
+    def take(self) -> Exception | None:
+        """Return the error, and forget it: by its traceback it holds frames that hold this."""
+        error, self._error = self._error, None
+        return error
 
 
 def _next_result(batches: Iterator[Any]) -> Any:

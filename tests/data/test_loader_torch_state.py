@@ -1,0 +1,196 @@
+"""What DataLoader adds where PyTorch's workers make the batches: shares of ranks, states, indices, stable addresses."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset
+
+from fastfeed.data.samplers import RepeatedAugmentation, WeightedSampler
+from tests.loaders import index_of
+from tests.torch_loaders import PYTORCHS, DataLoader, Mapped, assert_same
+
+N = 23
+
+
+def shares(world_size, **options):
+    """Return the loaders of all ranks."""
+    return [DataLoader(range(N), rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+
+
+def flat(batches):
+    return [int(i) for batch in batches for i in np.atleast_1d(batch)]
+
+
+# ------------------------------------------------------------------------------------------------ ranks
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_ranks_share_an_epoch(workers, batch_size):
+    loaders = shares(3, batch_size=batch_size, shuffle=True, num_workers=workers, info=True)
+    epochs = [list(data) for data in loaders]
+    assert {len(data) for data in loaders} == {len(batches) for batches in epochs} == {8 if batch_size is None else 2}
+    assert sorted(i for batches in epochs for i in index_of(batches)) == list(range(N))
+    one = flat(DataLoader(range(N), batch_size, shuffle=True))
+    ours = [flat(batch for batch, _ in batches) for batches in epochs]
+    assert [ours[i % 3][i // 3] for i in range(N)] == one  # dealt in turn from the order of one
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_distributed_sampler_whose_epoch_the_script_sets(workers):
+    epochs = {}
+    for loader in (DataLoader, PYTORCHS):
+        sampler = DistributedSampler(range(N), num_replicas=2, rank=1, shuffle=True, seed=3)
+        data = loader(range(N), 4, sampler=sampler, num_workers=workers)
+        epochs[loader] = []
+        for epoch in (0, 1, 5):
+            sampler.set_epoch(epoch)
+            epochs[loader].append(flat(data))
+            assert data.sampler.epoch == epoch
+    assert epochs[DataLoader] == epochs[PYTORCHS]
+    assert len({*map(tuple, epochs[PYTORCHS])}) == 3
+    assert len(epochs[PYTORCHS][0]) == 12
+
+
+def test_set_epoch_of_the_loaders_own_sampler():
+    data = DataLoader(range(N), shuffle=True)
+    data.sampler.set_epoch(4)
+    assert data.epoch == 4
+    expected = DataLoader(range(N), shuffle=True)
+    expected.set_epoch(4)
+    assert list(data.sampler) == flat(expected) == flat(data)
+
+
+# ----------------------------------------------------------------------------------------------- states
+
+
+class StatefulSampler:
+    """Indices in an order of its own, which it goes on with."""
+
+    def __init__(self):
+        self.at, self.given = 0, 0
+
+    def __len__(self):
+        return N
+
+    def __iter__(self):
+        while self.at < N:
+            self.at += 1
+            self.given += 1
+            yield 7 * self.at % N
+        self.at = 0
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+MADE = {
+    "in order": lambda: {"batch_size": 4},
+    "shuffled": lambda: {"batch_size": 4, "shuffle": True, "drop_last": True},
+    "samples": lambda: {"batch_size": None, "shuffle": True},
+    "by schedule": lambda: {"batch_size": lambda epoch, step: 2 + step, "shuffle": True},
+    "weighted": lambda: {"batch_size": 4, "sampler": WeightedSampler(np.arange(N))},
+    "repeated": lambda: {"batch_size": 4, "sampler": RepeatedAugmentation(2)},
+    "by a sampler": lambda: {"batch_size": 4, "sampler": DistributedSampler(range(N), 1, 0)},
+    "by batches": lambda: {"batch_sampler": BatchSampler(range(N), 5, False)},
+    "by a stateful sampler": lambda: {"batch_size": 4, "sampler": StatefulSampler()},
+}
+
+
+@pytest.mark.parametrize("how", MADE)
+def test_a_resume_gives_what_is_left(how):
+    with_workers = ((2, 2, 0), (0, 1, 2)) if how in ("shuffled", "by a stateful sampler") else ()
+    for workers, taken, workers_then in ((0, 0, 0), (0, 3, 0), *with_workers):
+        data = DataLoader(range(N), **MADE[how](), num_workers=workers)
+        list(data)  # the second epoch is the one that is left
+        iterator = iter(data)
+        for _ in range(taken):
+            next(iterator)
+        state = json.loads(json.dumps(data.state_dict()))
+        left = list(iterator)
+        resumed = DataLoader(range(N), **MADE[how](), num_workers=workers_then)
+        resumed.load_state_dict(state)
+        running = iter(resumed)
+        assert len(running) == len(left)
+        assert_same(list(running), left)
+        if "stateful" in how and workers_then == 0:
+            assert resumed.sampler.given == N - 4 * taken  # nothing is drawn again
+        assert_same(list(resumed), list(data))
+        assert resumed.state_dict() == data.state_dict()
+
+
+def test_a_resume_on_other_ranks_and_of_another_batch_size():
+    options = {"shuffle": True, "info": True}
+    loaders = shares(2, batch_size=4, **options)
+    running = [iter(data) for data in loaders]
+    first = [next(iterator) for iterator in running]
+    assert loaders[0].state_dict() == loaders[1].state_dict()
+    rest = shares(3, batch_size=2, **options)
+    for data in rest:
+        data.load_state_dict(loaders[0].state_dict())
+    assert sorted(index_of(first) + [i for data in rest for i in index_of(data)]) == list(range(N))
+
+
+def test_a_state_of_something_else_is_refused():
+    state = DataLoader(range(N), shuffle=True).state_dict()
+    for data, name in (
+        (DataLoader(range(N)), "order"),
+        (DataLoader(range(N - 1), shuffle=True), "samples"),
+        (DataLoader(range(N), shuffle=True, seed=1), "seed"),
+    ):
+        with pytest.raises(ValueError, match=f"the state is of a loader with {name} = "):
+            data.load_state_dict(state)
+
+
+# ------------------------------------------------------------------------------- indices, and addresses
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_info(workers):
+    for dataset, rest in ((TensorDataset(torch.arange(5)), 1), (Mapped(5, lambda i: {"i": i}), 1), (range(5), 1)):
+        batches = list(DataLoader(dataset, 3, sampler=[4, 0, 2, 2], num_workers=workers, info=True))
+        assert [type(batch) for batch in batches] == [tuple] * 2
+        assert [len(batch) for batch in batches] == [rest + 1] * 2
+        info = batches[0][-1]
+        assert (info.index.tolist(), info.valid.tolist()) == ([4, 0, 2], [True] * 3)
+        assert info.path == ["sample 4", "sample 0", "sample 2"]
+        assert batches[1][-1].index.tolist() == [2]
+    sample, info = next(iter(DataLoader(range(5), None, shuffle=True, info=True)))
+    assert info.index.tolist() == [sample]
+    with pytest.raises(TypeError, match="the sampler gave 'a', and info=True needs indices that are whole numbers"):
+        list(DataLoader({"a": 1}, sampler="a", info=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stable_addresses(workers):
+    dataset = Mapped(7, lambda i: {"x": torch.full((2,), i), "name": str(i)})
+    data = DataLoader(dataset, 2, drop_last=True, num_workers=workers, stable_addresses=True)
+    seen = [(batch["x"].data_ptr(), batch["x"][:, 0].tolist(), batch["name"]) for _ in range(2) for batch in data]
+    assert len({address for address, *_ in seen}) == 1
+    assert [row[1:] for row in seen[:3]] == [([0, 1], ["0", "1"]), ([2, 3], ["2", "3"]), ([4, 5], ["4", "5"])]
+    copied = pickle.loads(pickle.dumps(DataLoader(list(range(4)), 2, stable_addresses=True)))
+    first, second = copied
+    assert first.data_ptr() == second.data_ptr()
+    with pytest.raises(ValueError, match=r"needs batches of one shape.*drop_last=True"):
+        list(DataLoader(range(5), 2, stable_addresses=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stable", [False, True])
+def test_batches_are_moved_to_the_gpu(workers, stable):
+    dataset = Mapped(8, lambda i: {"x": torch.full((2,), i), "deep": [torch.tensor(i), str(i)]})
+    data = DataLoader(dataset, 2, num_workers=workers, stable_addresses=stable, device="cuda")
+    expected = DataLoader(dataset, 2)
+    for batch, other in zip(data, expected, strict=True):
+        assert batch["x"].is_cuda
+        assert_same({"x": batch["x"].cpu(), "deep": [batch["deep"][0].cpu(), batch["deep"][1]]}, other)
+    iterator = iter(data)
+    next(iterator)
+    assert data.state_dict()["consumed"] == 2  # whatever is on its way
