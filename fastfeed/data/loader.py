@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -99,7 +100,8 @@ class DataLoader:
         sampler, batch_sampler: what was given, or this rank's share of the next epoch.
         backend: "dali" or "torch".
         transform: what DALI does.
-        epoch: the epoch that the next `iter()` runs; each `iter()` adds one. Set it to repeat or skip one.
+        epoch: the epoch that the next iterator runs, which takes it with its first batch and leaves the next one here.
+            Set it to repeat or skip one.
         mixup_enabled: whether batches are mixed; set it to False to end mixing, as timm's training script does. Targets
             stay what they are with `mix`.
 
@@ -281,7 +283,7 @@ class DataLoader:
         # The last batch that was given; None between epochs, where `_resume` is where the next `iter()` begins.
         self._progress: dict[str, Any] | None = None
         self._resume: dict[str, Any] | None = None
-        self._newest: object = None  # the iterator that the state is of
+        self._newest: _Run | None = None  # that the state is of
         self._made = True
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -368,7 +370,7 @@ class DataLoader:
         """
         epoch = check_whole("epoch", epoch, 0)
         if self._resume is None or self._resume["epoch"] != epoch:
-            self._epoch, self._resume, self._progress, self._newest = epoch, None, None, None
+            self._epoch, self._resume, self._progress = epoch, None, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the iterator is that was begun last, after the batch that it gave last: a few numbers, and a
@@ -410,12 +412,8 @@ class DataLoader:
         self._epoch, self._progress, self._newest = numbers["epoch"], None, None
 
     def __iter__(self) -> EpochIterator:
-        self._adopt_epoch()
-        start, epochs = self._resume or beginning(self._epoch), self._epochs()
-        self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
-        self._newest, self._closed = object(), False
-        length = partial(self._engine.batches_left, start, epochs)
-        return EpochIterator(self._run(start, epochs, self._newest), length)
+        this = _Run(self._epochs())
+        return EpochIterator(self._run(this), partial(self._length, this))
 
     def __enter__(self) -> "DataLoader":
         return self
@@ -431,8 +429,13 @@ class DataLoader:
         self._closed = True
         self._engine.close()
 
-    def _run(self, start: dict[str, Any], epochs: Epochs, this: object) -> Generator[Given, None, None]:
-        batches = self._engine.run(start, epochs)
+    def _run(self, this: "_Run") -> Generator[Given, None, None]:
+        # Here, with the first batch: trainers iterate first, several times even, and then set the epoch.
+        self._adopt_epoch()
+        this.start = start = self._next_start()
+        self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
+        self._newest, self._closed = this, False
+        batches = self._engine.run(start, this.epochs)
         try:
             # `map`, which keeps no reference to what it gives: the batch is the consumer's.
             yield from map(partial(self._noted, this), batches)
@@ -443,7 +446,13 @@ class DataLoader:
         if this is self._newest:
             self._progress = None
 
-    def _noted(self, this: object, given: Given) -> Given:
+    def _next_start(self) -> dict[str, Any]:
+        return self._resume or beginning(self._epoch)
+
+    def _length(self, this: "_Run") -> int:
+        return self._engine.batches_left(this.start or self._next_start(), this.epochs)
+
+    def _noted(self, this: "_Run", given: Given) -> Given:
         if this is self._newest and given.error is None:
             self._progress = given.progress
         return given
@@ -493,6 +502,14 @@ class DataLoader:
         epoch = self._order.epoch_set_elsewhere() if isinstance(self._order, TorchSampler) else None
         if epoch is not None:
             self.set_epoch(epoch)
+
+
+@dataclass(eq=False)
+class _Run:
+    """An iteration over a loader."""
+
+    epochs: Epochs
+    start: dict[str, Any] | None = None  # of its epoch, which it takes with its first batch
 
 
 _ARGUMENTS = frozenset(inspect.signature(DataLoader).parameters)

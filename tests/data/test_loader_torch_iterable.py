@@ -113,7 +113,7 @@ def test_a_length_that_is_too_short_warns_as_pytorchs():
             dataset.n = 3
             assert len(data) == 3
         dataset.n = 5
-        with pytest.warns(UserWarning, match=r"Length of IterableDataset .* was reported to be 3.* 5 samples"):
+        with pytest.warns(UserWarning, match=r"Length of IterableDataset .* was reported to be 3.* [45] samples"):
             assert sum(1 for _ in data) == 5
 
 
