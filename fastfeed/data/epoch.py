@@ -14,7 +14,7 @@ from fastfeed.data.samplers import Labels, Sampler, TorchSampler
 from fastfeed.data.schedule import BatchSizeSchedule
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # and not frozen: trainers move a batch's dataclasses field by field
 class SampleInfo:
     """Which samples a batch holds.
 

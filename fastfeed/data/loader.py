@@ -430,8 +430,7 @@ class DataLoader:
         self._engine.close()
 
     def _run(self, this: "_Run") -> Generator[Given, None, None]:
-        # Here, with the first batch: trainers iterate first, several times even, and then set the epoch.
-        self._adopt_epoch()
+        self._adopt_epoch()  # now, with the first batch: trainers call `iter()`, even twice, and then set the epoch
         this.start = start = self._next_start()
         self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
         self._newest, self._closed = this, False
