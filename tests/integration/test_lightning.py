@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -72,7 +71,10 @@ def test_a_folder_is_trained_and_validated_on(tmp_path):
     folder = write_folder(tmp_path / "data", {"cat": 5, "dog": 4})
     train = DataLoader(folder, 4, shuffle=True, transform=transforms.train(8), device="cpu")
     val = DataLoader(folder, 4, transform=transforms.eval(8), device="cpu", info=True)
-    module, expected = Module(3 * 8 * 8), DataLoader(folder, 4, shuffle=True, transform=transforms.train(8), device="cpu")
+    module, expected = (
+        Module(3 * 8 * 8),
+        DataLoader(folder, 4, shuffle=True, transform=transforms.train(8), device="cpu"),
+    )
     fit = trainer(tmp_path, max_epochs=2, num_sanity_val_steps=2)
     fit.fit(module, train, val)
     targets = [(epoch, i, t.tolist()) for epoch in range(2) for i, (_, t) in enumerate(expected)]
@@ -126,7 +128,6 @@ def test_a_checkpoint_of_an_epochs_end(tmp_path):
 
 SCRIPT = """
 import json, sys, warnings
-from pathlib import Path
 
 warnings.simplefilter("ignore")
 
