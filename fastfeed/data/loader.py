@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, default_collate, default_convert
+from torch.utils.data import BatchSampler, IterableDataset, default_collate, default_convert
 
 from fastfeed.data.arguments import check_whole, check_worker_options, choose_device, choose_threads
 from fastfeed.data.declarations import flag
@@ -16,8 +16,8 @@ from fastfeed.data.epoch import EpochBatchSampler, EpochIterator, Epochs, EpochS
 from fastfeed.data.errors import BadSample
 from fastfeed.data.mix import Mix, check_addresses
 from fastfeed.data.order import rank_and_world_size
-from fastfeed.data.route import as_dataset, choose_route, labels_of, length_of
-from fastfeed.data.samplers import Sampler, Sequential, Shuffled, TorchSampler
+from fastfeed.data.route import as_dataset, choose_route, labels_of, length_of, make_order
+from fastfeed.data.samplers import TorchSampler
 from fastfeed.data.schedule import BatchSizeSchedule, SizeSchedule
 from fastfeed.data.views import TTA
 from fastfeed.data.workers import Workers
@@ -197,17 +197,12 @@ class DataLoader:
         self.dataset = dataset = as_dataset(dataset)
         self._iterable = isinstance(dataset, IterableDataset)
         self._given_sampler, self._given_batch_sampler = sampler, batch_sampler
-        if self._iterable and (shuffle or sampler is not None or batch_sampler is not None):
-            name = "shuffle" if shuffle else "sampler" if sampler is not None else "batch_sampler"
-            raise ValueError(f"{name} is given, but {type(dataset).__name__} is iterable, and decides the order itself")
-        self.batch_size = batch_size
-        self._order = self._make_order(self.shuffle, sampler, batch_sampler)
+        self._order = make_order(
+            dataset, batch_size, self.shuffle, sampler, batch_sampler, drop_last=self.drop_last, generator=generator
+        )
         batched = batch_size is not None
         self.batch_size = None if batch_sampler is not None else batch_size
-        if collate_fn is not None:
-            self.collate_fn = collate_fn
-        else:
-            self.collate_fn = default_collate if batched else default_convert
+        self.collate_fn = collate_fn or (default_collate if batched else default_convert)
         self.device = choose_device(device)
         route = choose_route(dataset, transform, collate_fn, mix, backend)
         self.backend = "torch" if route.source is None else "dali"
@@ -455,22 +450,6 @@ class DataLoader:
         if this is self._newest and given.error is None:
             self._progress = given.progress
         return given
-
-    def _make_order(self, shuffle: bool, sampler: Any, batch_sampler: Any) -> Sampler | TorchSampler:
-        """Return what decides which samples come, and when."""
-        if batch_sampler is not None:
-            if self.batch_size != 1 or shuffle or sampler is not None or self.drop_last:
-                raise ValueError("batch_sampler goes with no batch_size, shuffle, sampler or drop_last: it decides all")
-            return TorchSampler(batch_sampler, batched=True)
-        if self.batch_size is None and self.drop_last:
-            raise ValueError("drop_last goes with a batch_size, which is None: there are no batches")
-        if sampler is None:
-            if shuffle and self.generator is not None:
-                return TorchSampler(RandomSampler(self.dataset, generator=self.generator))
-            return Shuffled() if shuffle else Sequential()
-        if shuffle:
-            raise ValueError("sampler goes with shuffle=False: it decides the order")
-        return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler)
 
     def _epochs(
         self, *, rank: int | None = None, world_size: int | None = None, drop_last: bool | None = None

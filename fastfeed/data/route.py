@@ -1,4 +1,4 @@
-"""Which way a dataset's samples go: by DALI, or through PyTorch's workers."""
+"""What a dataset and its loader's arguments come to: by DALI or through PyTorch's workers, and in which order."""
 
 import logging
 import os
@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, RandomSampler
 
 from fastfeed.data.mix import Mix
 from fastfeed.data.reading import Unreadable, read_collate, read_dataset, read_transform
-from fastfeed.data.samplers import Labels, Sampler, TorchSampler
+from fastfeed.data.samplers import Labels, Sampler, Sequential, Shuffled, TorchSampler
 from fastfeed.data.sources import FolderSource, Source
 from fastfeed.data.transforms import Transform, train
 
@@ -118,6 +118,41 @@ def choose_route(dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None,
     assert source is not None
     _LOG.info("DataLoader: DALI decodes %s", type(dataset).__name__)
     return Route(source, own or train(), dtype, mix_of_collate)
+
+
+def make_order(
+    dataset: Any,
+    batch_size: Any,
+    shuffle: bool,
+    sampler: Any,
+    batch_sampler: Any,
+    *,
+    drop_last: bool,
+    generator: torch.Generator | None,
+) -> Sampler | TorchSampler:
+    """Return what decides which samples come, and when.
+
+    Raises:
+        TypeError: for a sampler that is none.
+        ValueError: for arguments that do not go together, as in PyTorch's loader.
+    """
+    given = {"shuffle": shuffle or None, "sampler": sampler, "batch_sampler": batch_sampler}
+    names = [name for name, value in given.items() if value is not None]
+    if isinstance(dataset, IterableDataset) and names:
+        raise ValueError(f"{names[0]} is given, but {type(dataset).__name__} is iterable, and decides the order itself")
+    if batch_sampler is not None:
+        if batch_size != 1 or drop_last or len(names) > 1:
+            raise ValueError("batch_sampler goes with no batch_size, shuffle, sampler or drop_last: it decides all")
+        return TorchSampler(batch_sampler, batched=True)
+    if batch_size is None and drop_last:
+        raise ValueError("drop_last goes with a batch_size, which is None: there are no batches")
+    if sampler is not None:
+        if shuffle:
+            raise ValueError("sampler goes with shuffle=False: it decides the order")
+        return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler)
+    if shuffle and generator is not None:  # the very order of PyTorch's loader
+        return TorchSampler(RandomSampler(dataset, generator=generator))
+    return Shuffled() if shuffle else Sequential()
 
 
 def length_of(dataset: Any, order: Sampler | TorchSampler) -> int | None:
