@@ -218,6 +218,24 @@ def test_iterating_again_and_several_times_at_once():
             next(iterator)
 
 
+def test_an_iterator_takes_its_epoch_with_its_first_batch():
+    expected = [[batch.tolist() for batch in one] for one in [DataLoader(range(9), 2, shuffle=True)] * 3]
+    data = DataLoader(range(9), 2, shuffle=True)
+    iter(data), iter(data)  # as some trainers do, before they set the epoch
+    iterator = iter(data)
+    data.sampler.set_epoch(2)
+    assert next(iterator).tolist() == expected[2][0]
+    assert (data.epoch, data.state_dict()["epoch"], data.state_dict()["consumed"]) == (3, 2, 2)
+    data.set_epoch(1)
+    later, first = iter(data), iter(data)
+    assert [next(first).tolist(), next(later).tolist()] == [expected[1][0], expected[2][0]]
+    resumed = iter(other := DataLoader(range(9), 2, shuffle=True))
+    other.load_state_dict(data.state_dict())
+    other.set_epoch(2)
+    assert len(resumed) == 4
+    assert [batch.tolist() for batch in resumed] == expected[2][1:]
+
+
 def test_length_before_during_and_after():
     data = DataLoader(range(7), 2)
     assert (len(data), len(iter(data))) == (4, 4)

@@ -1,5 +1,6 @@
 """PyTorch's worker processes under DataLoader: what they are told, how long they live, and what ends them."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -243,6 +244,15 @@ def test_timeout():
         for _ in range(2):  # it may be tried again
             assert error_of(lambda: list(iterator)) == "RuntimeError: DataLoader timed out after 0.3 seconds"  # noqa: B023
         waited_for_long_enough.set()
+
+
+def test_batches_after_a_timeout_are_the_right_ones():
+    iterator = iter(DataLoader(Mapped(3, slow), num_workers=1, timeout=0.6, info=True))
+    given, until = [], time.monotonic() + 20
+    while len(given) < 3 and time.monotonic() < until:
+        with contextlib.suppress(RuntimeError):
+            given += [next(iterator)]
+    assert [(batch.item(), info.index.item()) for batch, info in given] == [(0, 0), (1, 1), (2, 2)]
 
 
 def killed(i):
