@@ -128,6 +128,7 @@ def test_a_checkpoint_of_an_epochs_end(tmp_path):
 
 SCRIPT = """
 import json, sys, warnings
+from pathlib import Path
 
 warnings.simplefilter("ignore")
 
