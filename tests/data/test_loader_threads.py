@@ -69,7 +69,7 @@ def test_a_break_and_then_a_whole_epoch(folder, epochs, count):
     data = make(folder, prefetch_factor=4)
     for expected in epochs[:3]:
         assert_same_batches(list(itertools.islice(data, count)), expected[:count])
-    assert_same_batches(list(data), epochs[3])
+    assert_same_batches(list(data), epochs[3 if count else 0])  # an epoch begins with its first batch
 
 
 def test_two_at_once(folder, epochs):

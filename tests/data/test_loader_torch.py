@@ -168,6 +168,7 @@ def test_keys_and_no_length(dataset, workers):
     for options in ({"sampler": keys}, {"sampler": keys, "batch_size": None}, {"batch_sampler": [keys[:3], keys[3:]]}):
         ours, theirs = (cls(dataset, num_workers=workers, **options) for cls in (DataLoader, PYTORCHS))
         assert len(ours) == len(theirs)
+        assert ours.state_dict()["samples"] is None
         assert_same(list(ours), list(theirs))
 
 
