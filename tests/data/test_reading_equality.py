@@ -76,6 +76,14 @@ def test_pixels(name, paths):
         assert got.beyond <= bound.beyond, form
 
 
+def test_levels_and_sign(paths):
+    """torchvision's grey of tensors is cut off, and ours is rounded."""
+    found = measure(ROWS["Grayscale(3)"], paths)["uint8 tensor"]
+    assert found.largest == pytest.approx(1, abs=FLOAT)
+    assert found.bias == pytest.approx(found.mean, abs=FLOAT)
+    assert found.mean > 0.4
+
+
 def test_other_decisions_are_seen(paths, monkeypatch):
     monkeypatch.setitem(equality._RANDOM, "RandomVerticalFlip", lambda transform, functional, image, decisions: image)
     found = measure(ROWS["RandomHorizontalFlip, RandomVerticalFlip"], paths)

@@ -140,6 +140,7 @@ LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
     ([v2.ToImage(), v2.ToImage(), v2.PILToTensor(), v2.RGB(), v2.Identity(), v2.ToDtype(torch.float32)],
      LEVELS, torch.float32),
     ([v2.ToImage(), v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)], PLAIN, torch.float32),
+    ([v2.ToImage(), v2.ToDtype({tv_tensors.Image: None}), v2.ToDtype(torch.float32, scale=True)], PLAIN, torch.float32),
     ([v2.PILToTensor(), v2.ToDtype({torch.Tensor: torch.float16}, scale=True)], PLAIN, torch.float16),
     ([v2.PILToTensor(), v2.ToDtype({tv_tensors.Image: None, "others": torch.float32}, True)], PLAIN, torch.float32),
     ([v2.ToImage(), v2.ToPureTensor(), v2.ToDtype({torch.Tensor: torch.float32}, True)], PLAIN, torch.float32),

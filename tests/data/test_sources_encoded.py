@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pickle
+import signal
 import threading
 
 import numpy as np
@@ -135,6 +136,7 @@ def test_a_child_does_not_wait_for_a_lock_of_its_parent(pool):
     with source._calling:
         child = os.fork()
         if child == 0:
+            signal.alarm(5)
             with source._calling:
                 os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -115,7 +115,7 @@ def _number(dataset: Any, datasets: list[Any]) -> int:
 
 
 def _checked_indices(indices: Sequence[Any], count: int) -> Int64:
-    """Return the indices of a Subset, those from the end counted from the beginning.
+    """Return the indices of a Subset; negative ones count from the end.
 
     Raises:
         TypeError: for indices that are no integers.
@@ -128,7 +128,7 @@ def _checked_indices(indices: Sequence[Any], count: int) -> Int64:
     bad = (array < -count) | (array >= count)
     if bad.any():
         raise IndexError(f"its index {array[bad][0]} is out of range for {count} samples")
-    return np.where(array < 0, array + count, array)
+    return array
 
 
 def _is_folder(dataset: Any) -> bool:
