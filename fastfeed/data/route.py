@@ -87,6 +87,7 @@ def choose_route(dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None,
     if backend not in (None, *BACKENDS):
         raise ValueError(f"backend is {backend!r}; expected 'dali', 'torch', or None to choose")
     reasons: list[str] = []
+    level = logging.WARNING
     source = own = dtype = mix_of_collate = None
     try:
         if isinstance(dataset, Source):
@@ -96,6 +97,8 @@ def choose_route(dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None,
             source, own, dtype = reading.source, reading.transform, reading.dtype
     except Unreadable as error:
         reasons += error.reasons
+        # Nobody expects DALI to take what is no dataset of images.
+        level = logging.WARNING if error.has_images else logging.INFO
     try:
         mix_of_collate = None if collate_fn is None else read_collate(collate_fn)
     except Unreadable as error:
@@ -109,11 +112,11 @@ def choose_route(dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None,
             why = "; ".join(reasons) or "backend='torch' needs a dataset of PyTorch's"
             raise ValueError(f"{type(dataset).__name__} holds files, which DALI decodes: {why}")
     elif backend == "torch":
-        reasons = ["backend='torch' asks for them"]
+        reasons, level = ["backend='torch' asks for them"], logging.INFO
     elif backend == "dali" and reasons:
         raise ValueError(f"backend='dali', but DALI cannot take this dataset: {'; '.join(reasons)}")
     if reasons:
-        _LOG.warning("DataLoader: PyTorch's workers make the batches: %s", "; ".join(reasons))
+        _LOG.log(level, "DataLoader: PyTorch's workers make the batches: %s", "; ".join(reasons))
         return Route(None, own or train(), reasons=tuple(reasons))
     assert source is not None
     _LOG.info("DataLoader: DALI decodes %s", type(dataset).__name__)

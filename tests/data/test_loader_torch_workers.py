@@ -231,16 +231,22 @@ def test_multiprocessing_context(context):
     assert [batch.tolist() for batch in data] == [[0, 1], [2, 3], [4]]
 
 
+def slow(i):
+    if i == 1:
+        time.sleep(1.5)
+    return i
+
+
 def test_timeout():
     for loader in (DataLoader, PYTORCHS):
         waited_for_long_enough = multiprocessing.Event()
 
-        def slow(i, end=waited_for_long_enough):
+        def waiting(i, end=waited_for_long_enough):
             if i == 1:
                 end.wait(60)
             return i
 
-        iterator = iter(loader(Mapped(3, slow), num_workers=1, timeout=0.3))
+        iterator = iter(loader(Mapped(3, waiting), num_workers=1, timeout=0.3))
         for _ in range(2):  # it may be tried again
             assert error_of(lambda: list(iterator)) == "RuntimeError: DataLoader timed out after 0.3 seconds"  # noqa: B023
         waited_for_long_enough.set()

@@ -68,7 +68,7 @@ def read_dataset(dataset: Any) -> Reading:
     if datasets and not len(rows):
         reasons.append(f"{_name(dataset)} has no samples")
     if reasons:
-        raise Unreadable(list(dict.fromkeys(reasons)))  # once each: parts may have the same
+        raise Unreadable(list(dict.fromkeys(reasons)), has_images=bool(datasets))  # once each: parts may have the same
     try:
         source = _folder_source(datasets, rows) if folders else EncodedSource(datasets, rows)
     except (TypeError, ValueError) as error:  # targets of different kinds, say

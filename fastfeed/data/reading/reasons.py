@@ -16,11 +16,13 @@ class Unreadable(Exception):
 
     Attributes:
         reasons: all of them, each a phrase that names the thing and says why.
+        has_images: whether it is a dataset of image files, of which another transform could be read.
     """
 
-    def __init__(self, reasons: Sequence[str]) -> None:
+    def __init__(self, reasons: Sequence[str], *, has_images: bool = False) -> None:
         super().__init__(list(reasons))
         self.reasons = list(reasons)
+        self.has_images = has_images
 
     def __str__(self) -> str:
         return "; ".join(self.reasons)
