@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from fastfeed.data.order import Batches, BatchPicks, BatchSize, step_bounds
-from fastfeed.data.samplers import Labels, Sampler, TorchSampler
+from fastfeed.data.samplers import Labels, Sampler
 from fastfeed.data.schedule import BatchSizeSchedule
+from fastfeed.data.torch_samplers import TorchSampler
 
 
 @dataclass(eq=False)  # and not frozen: trainers move a batch's dataclasses field by field

@@ -17,8 +17,8 @@ from fastfeed.data.errors import BadSample
 from fastfeed.data.mix import Mix, check_addresses
 from fastfeed.data.order import rank_and_world_size
 from fastfeed.data.route import as_dataset, choose_route, labels_of, length_of, make_order
-from fastfeed.data.samplers import TorchSampler
 from fastfeed.data.schedule import BatchSizeSchedule, SizeSchedule
+from fastfeed.data.torch_samplers import TorchSampler
 from fastfeed.data.views import TTA
 from fastfeed.data.workers import Workers
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, RandomSampler
+from torch.utils.data import IterableDataset
 
 from fastfeed.data.mix import Mix
 from fastfeed.data.reading import Unreadable, read_collate, read_dataset, read_transform
-from fastfeed.data.samplers import Labels, Sampler, Sequential, Shuffled, TorchSampler
+from fastfeed.data.samplers import Labels, Sampler, Sequential, Shuffled
 from fastfeed.data.sources import FolderSource, Source
+from fastfeed.data.torch_samplers import GeneratedOrder, TorchSampler
 from fastfeed.data.transforms import Transform, train
 
 _LOG = logging.getLogger("fastfeed")
@@ -154,7 +155,7 @@ def make_order(
             raise ValueError("sampler goes with shuffle=False: it decides the order")
         return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler)
     if shuffle and generator is not None:  # the very order of PyTorch's loader
-        return TorchSampler(RandomSampler(dataset, generator=generator))
+        return TorchSampler(GeneratedOrder(dataset, generator))
     return Shuffled() if shuffle else Sequential()
 
 

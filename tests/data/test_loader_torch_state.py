@@ -194,3 +194,25 @@ def test_batches_are_moved_to_the_gpu(workers, stable):
     iterator = iter(data)
     next(iterator)
     assert data.state_dict()["consumed"] == 2  # whatever is on its way
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_order_by_a_generator_goes_on(workers):
+    def make():
+        return DataLoader(
+            torch.arange(23), 4, shuffle=True, num_workers=workers, generator=torch.Generator().manual_seed(3)
+        )
+
+    data = make()
+    epochs = [[batch.tolist() for batch in data] for _ in range(3)]
+    theirs = PYTORCHS(torch.arange(23), 4, shuffle=True, generator=torch.Generator().manual_seed(3))
+    if workers == 0:  # whose seeds come from the same generator, as in PyTorch's loader
+        assert epochs == [[batch.tolist() for batch in theirs] for _ in range(3)]
+    for done in range(1, 6):
+        stopped = make()
+        list(stopped)
+        iterator = iter(stopped)
+        given = [next(iterator).tolist() for _ in range(done)]
+        resumed = make()
+        resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+        assert given + [batch.tolist() for batch in resumed] == epochs[1]

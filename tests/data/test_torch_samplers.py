@@ -13,7 +13,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from fastfeed.data.samplers import TorchSampler
+from fastfeed.data.torch_samplers import TorchSampler
 
 SIZE = 23
 
