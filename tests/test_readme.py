@@ -7,6 +7,7 @@ import pytest
 
 from fastfeed.cli import main
 from tests.images import write_folder
+from tests.torchvision_ops import torchvision_or_skip
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -21,6 +22,8 @@ def test_snippet_runs(snippet, tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # as a reader runs it, who waits for no interpreter
     for name in re.findall(r"^from (accelerate)", snippet, re.MULTILINE):
         pytest.importorskip(name, reason=f"needs the package {name}, which is not installed")
+    if "from torchvision" in snippet:
+        torchvision_or_skip("torchvision")
     write_folder(tmp_path / "imagenet" / "train", {"cat": 3, "dog": 2})
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {})
