@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bilinear.h"
 #include "blur.h"
 #include "hue.h"
 
@@ -28,7 +29,8 @@ using Table = std::array<uint8_t, 256>;
 using Histogram = std::array<int64_t, 256>;
 
 const uint8_t* copy_of(const Image& image, Scratch& scratch) {
-    scratch.assign(image.data, image.data + image.size());
+    scratch.resize(image.size() + 1);  // warp_bilinear reads one more
+    std::copy_n(image.data, image.size(), scratch.data());
     return scratch.data();
 }
 
@@ -158,7 +160,7 @@ void hue(const Image& image, float turns) {
 }
 
 // Geometry: the pixel at (x, y) comes from (a[0] x + a[1] y + a[2], a[3] x + a[4] y + a[5]), where centres of pixels
-// lie at halves; the nearest one, or `fill` outside of the image.
+// lie at halves; the nearest one, or one made of those around it, or `fill` outside of the image.
 
 using Matrix = std::array<double, 6>;
 using Fill = std::array<uint8_t, 3>;
@@ -186,7 +188,7 @@ void walk(const Image& image, const uint8_t* source, Coordinate x, Coordinate y,
     }
 }
 
-void warp(const Image& image, const Matrix& a, const Fill& fill, Scratch& scratch) {
+void warp_nearest(const Image& image, const Matrix& a, const Fill& fill, Scratch& scratch) {
     const uint8_t* source = copy_of(image, scratch);
     const double x = a[2] + a[0] * 0.5 + a[1] * 0.5, y = a[5] + a[3] * 0.5 + a[4] * 0.5;
     const auto fixed = [](double value) { return static_cast<int64_t>(std::floor(value * 65536.0 + 0.5)); };
@@ -201,6 +203,11 @@ void warp(const Image& image, const Matrix& a, const Fill& fill, Scratch& scratc
     } else {
         walk<double>(image, source, x, y, {a[0], a[1], a[3], a[4]}, fill);
     }
+}
+
+void warp(const Image& image, const Matrix& a, const Fill& fill, bool bilinear, Scratch& scratch) {
+    if (!bilinear) return warp_nearest(image, a, fill, scratch);
+    warp_bilinear(copy_of(image, scratch), image.data, image.h, image.w, a, fill);
 }
 
 double degrees(double angle) { return angle * (180.0 / PI); }
@@ -253,7 +260,7 @@ void vertical_flip(const Image& image) {
 }
 
 void operate(Operation operation, float magnitude, const int32_t* kernel_size, const Image& image, const Fill& fill,
-             Scratch& scratch) {
+             bool bilinear, Scratch& scratch) {
     switch (operation) {
         case Operation::horizontal_flip: return horizontal_flip(image);
         case Operation::vertical_flip: return vertical_flip(image);
@@ -274,11 +281,12 @@ void operate(Operation operation, float magnitude, const int32_t* kernel_size, c
         case Operation::autocontrast: return look_up_by_histogram(image, autocontrast_table);
         case Operation::equalize: return look_up_by_histogram(image, equalize_table);
         case Operation::invert: return look_up(image, make_table([](int level) { return 255 - level; }));
-        case Operation::shear_x: return warp(image, shear_x_matrix(magnitude), fill, scratch);
-        case Operation::shear_y: return warp(image, shear_y_matrix(magnitude), fill, scratch);
-        case Operation::translate_x: return warp(image, {1, 0, -std::trunc(magnitude), 0, 1, 0}, fill, scratch);
-        case Operation::translate_y: return warp(image, {1, 0, 0, 0, 1, -std::trunc(magnitude)}, fill, scratch);
-        case Operation::rotate: return warp(image, rotation_matrix(magnitude, image), fill, scratch);
+        case Operation::shear_x: return warp(image, shear_x_matrix(magnitude), fill, bilinear, scratch);
+        case Operation::shear_y: return warp(image, shear_y_matrix(magnitude), fill, bilinear, scratch);
+        // By whole pixels, which interpolation leaves as they are.
+        case Operation::translate_x: return warp_nearest(image, {1, 0, -std::trunc(magnitude), 0, 1, 0}, fill, scratch);
+        case Operation::translate_y: return warp_nearest(image, {1, 0, 0, 0, 1, -std::trunc(magnitude)}, fill, scratch);
+        case Operation::rotate: return warp(image, rotation_matrix(magnitude, image), fill, bilinear, scratch);
         case Operation::gaussian_blur:
             return gaussian_blur(image.data, image.h, image.w, kernel_size[0], kernel_size[1], magnitude);
         case Operation::nothing:
@@ -329,7 +337,7 @@ AugmentWork augment_work(AugmentArgs args) {
                 Scratch scratch;
                 for (int64_t i = n * a.operations; i < (n + 1) * a.operations; ++i) {
                     const auto operation = static_cast<Operation>(a.kind[i]);
-                    operate(operation, a.magnitude[i], &a.kernel_size[2 * i], image, a.fill, scratch);
+                    operate(operation, a.magnitude[i], &a.kernel_size[2 * i], image, a.fill, a.bilinear, scratch);
                 }
             }};
 }

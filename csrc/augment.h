@@ -41,6 +41,7 @@ struct AugmentArgs {
     std::vector<uint8_t> kind;         // [n, operations]
     std::vector<float> magnitude;      // [n, operations]
     std::array<uint8_t, 3> fill;       // of pixels that come from outside of the image
+    bool bilinear;                     // whether shears and rotations interpolate, or take the nearest pixel
     std::vector<int32_t> kernel_size;  // [n, operations, 2], height and width of the kernels of blurs
 };
 

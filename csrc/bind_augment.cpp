@@ -21,7 +21,7 @@ void bind_augment(py::module_& m) {
         "augment",
         [](std::shared_ptr<Pool> pool, uintptr_t address, const std::array<int64_t, 3>& shape, const Kinds& kind,
            const Magnitudes& magnitude, const KernelSizes& kernel_size, const std::array<uint8_t, 3>& fill,
-           const py::object& keep) -> std::unique_ptr<Ticket> {
+           bool bilinear, const py::object& keep) -> std::unique_ptr<Ticket> {
             const auto same = [&](const py::array& other, py::ssize_t ndim) {
                 return kind.ndim() == 2 && other.ndim() == ndim && kind.shape(0) == other.shape(0) &&
                        kind.shape(1) == other.shape(1);
@@ -41,6 +41,7 @@ void bind_augment(py::module_& m) {
             args.magnitude.assign(magnitude.data(), magnitude.data() + magnitude.size());
             args.kernel_size.assign(kernel_size.data(), kernel_size.data() + kernel_size.size());
             args.fill = fill;
+            args.bilinear = bilinear;
             const AugmentWork work = augment_work(std::move(args));
             if (keep.is_none()) {
                 py::gil_scoped_release release;
@@ -52,10 +53,11 @@ void bind_augment(py::module_& m) {
         },
         "Do operations on contiguous uint8 images [N, H, W, 3] in place, or, with an object that keeps their memory\n"
         "alive, begin to and return a Ticket. kind is uint8 [N, K], magnitude float32 [N, K] and kernel_size int32\n"
-        "[N, K, 2], height and width, of blurs; all are copied. Raises ValueError for arrays of another shape,\n"
+        "[N, K, 2], height and width, of blurs; all are copied. With bilinear, shears and rotations interpolate. Raises ValueError for arrays of another shape,\n"
         "unknown kinds, and magnitudes or kernels that a kind cannot have.",
         py::arg("pool"), py::arg("address"), py::arg("shape"), py::arg("kind").noconvert(),
-        py::arg("magnitude").noconvert(), py::arg("kernel_size").noconvert(), py::arg("fill"), py::arg("keep"));
+        py::arg("magnitude").noconvert(), py::arg("kernel_size").noconvert(), py::arg("fill"), py::arg("bilinear"),
+        py::arg("keep"));
 }
 
 }  // namespace fastfeed

@@ -39,6 +39,7 @@ from fastfeed.data.steps import (
     Step,
     TrivialAugmentWide,
     common_fill,
+    common_interpolation,
 )
 
 _UINT32 = 0xFFFFFFFF
@@ -54,12 +55,14 @@ class Operations:
         fill: R, G and B, 0 to 255, of pixels that come from outside of an image.
         kernel_size: [N, K, 2] int32, height and width, in pixels, of the kernels of blurs; it means nothing for other
             kinds. 0 by default.
+        bilinear: whether pixels of sheared and rotated images are interpolated, or the nearest ones.
     """
 
     kind: npt.NDArray[np.uint8]
     magnitude: npt.NDArray[np.float32]
     fill: tuple[int, int, int] = (0, 0, 0)
     kernel_size: npt.NDArray[np.int32] = None  # type: ignore[assignment]  # never that: see __post_init__
+    bilinear: bool = False
 
     def __post_init__(self) -> None:
         if self.kernel_size is None:
@@ -67,7 +70,7 @@ class Operations:
 
     def at(self, samples: slice | npt.NDArray[np.int64]) -> "Operations":
         """Return the operations of some of the samples."""
-        return Operations(self.kind[samples], self.magnitude[samples], self.fill, self.kernel_size[samples])
+        return Operations(self.kind[samples], self.magnitude[samples], self.fill, self.kernel_size[samples], self.bilinear)
 
 
 def draw_operations(
@@ -97,12 +100,12 @@ def draw_operations(
     Raises:
         TypeError: for a step of another class.
         ValueError: for an index or copy outside of its range, more than 16 steps of one class, steps with different
-            fills, or a blur whose kernel is too large for the images.
+            fills or interpolations, or a blur whose kernel is too large for the images.
     """
     indices, copies = np.asarray(indices, np.int64), np.asarray(copies, np.int64)
     _check_range("indices", indices, _UINT32)
     _check_range("copies", copies, _UINT32)
-    fill = common_fill(steps)
+    fill, bilinear = common_fill(steps), common_interpolation(steps) == "bilinear"
     seen: Counter[type[Step]] = Counter()
 
     def draw(step: Step) -> Operations:
@@ -114,27 +117,28 @@ def draw_operations(
 
         if isinstance(step, RandomApply):
             drawn, done = draw_all(step.transforms), numbers(1)[:, 0, :1] < step.p
-            return Operations(drawn.kind * done, drawn.magnitude * done, fill, drawn.kernel_size)
+            return Operations(drawn.kind * done, drawn.magnitude * done, fill, drawn.kernel_size, bilinear)
         kind, magnitude = _draw_step(step, numbers, height, width)
         kernel_size = np.zeros((*kind.shape, 2), np.int32)
         if isinstance(step, GaussianBlur):
             kernel_size[:] = _fitting_kernel(step, height, width)
-        return Operations(kind.astype(np.uint8), magnitude.astype(np.float32), fill, kernel_size)
+        return Operations(kind.astype(np.uint8), magnitude.astype(np.float32), fill, kernel_size, bilinear)
 
     def draw_all(steps: Sequence[Step]) -> Operations:
-        nothing = Operations(np.zeros((len(indices), 0), np.uint8), np.zeros((len(indices), 0), np.float32), fill)
-        return join_operations([nothing, *map(draw, steps)])
+        nothing = np.zeros((len(indices), 0), np.uint8), np.zeros((len(indices), 0), np.float32)
+        return join_operations([Operations(*nothing, fill, bilinear=bilinear), *map(draw, steps)])
 
     return draw_all(steps)
 
 
 def join_operations(parts: Sequence[Operations]) -> Operations:
-    """Return the operations of all parts, which are for the same samples and have the same fill, in their order."""
+    """Return the operations of all parts, which are for the same samples and fill and interpolate alike, in their order."""
     return Operations(
         np.concatenate([part.kind for part in parts], axis=1),
         np.concatenate([part.magnitude for part in parts], axis=1),
         parts[0].fill,
         np.concatenate([part.kernel_size for part in parts], axis=1),
+        parts[0].bilinear,
     )
 
 
@@ -196,7 +200,7 @@ def _arguments(images: torch.Tensor, operations: Operations) -> tuple[Any, ...]:
     if not images.is_inference():
         torch.autograd.graph.increment_version(images)  # they are written to where autograd does not see it
     of = operations
-    return images.data_ptr(), tuple(images.shape[:3]), of.kind, of.magnitude, of.kernel_size, of.fill
+    return images.data_ptr(), tuple(images.shape[:3]), of.kind, of.magnitude, of.kernel_size, of.fill, of.bilinear
 
 
 # Philox's key and the last two words of a counter, epoch and purpose << 16 | attempt, are shared with plan.py and

@@ -30,6 +30,7 @@ from fastfeed.data.steps import (
 
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2, in 16 bits of fixed point
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow's ImageFilter.SMOOTH
+_WHOLE = 2.0**-10  # of a level: more than DALI's fp32 misses a whole one by
 
 
 def possible_kinds(steps: Sequence[Step]) -> list[frozenset[Kind]]:
@@ -60,7 +61,12 @@ def pack(operations: Operations) -> npt.NDArray[np.float32]:
 
 
 def apply_operations(
-    images: Any, operations: Any, possible: Sequence[Collection[Kind]], fill: tuple[int, int, int]
+    images: Any,
+    operations: Any,
+    possible: Sequence[Collection[Kind]],
+    fill: tuple[int, int, int],
+    *,
+    bilinear: bool = False,
 ) -> Any:
     """Add the operations to a pipeline that is being defined, by a function with ``enable_conditionals=True``.
 
@@ -69,25 +75,32 @@ def apply_operations(
         operations: DataNode of float32 [K, 4] on the CPU: what `pack` returns for each sample.
         possible: for each of the K operations the kinds that it can have: `possible_kinds`. Others do nothing.
         fill: `Operations.fill`.
+        bilinear: `Operations.bilinear`.
 
     Returns:
         DataNode of uint8 [H, W, 3], on the images' device.
     """
+    between = _BETWEEN_PIXELS if bilinear else frozenset()
     for slot, kinds in enumerate(possible):
         for kind in sorted(kinds):
             if operations[slot, 0] == int(kind):
+                magnitude = operations[slot, 1]
                 if kind == Kind.GAUSSIAN_BLUR:
-                    images = _gaussian_blur(images, operations[slot, 1], operations[slot, 2:])
+                    images = _gaussian_blur(images, magnitude, operations[slot, 2:])
+                elif kind in between:
+                    images = _warp_bilinear(images, _GEOMETRY[kind](images, magnitude), fill)
+                elif kind in _GEOMETRY:
+                    images = _warp_nearest(images, _GEOMETRY[kind](images, magnitude), fill)
                 else:
-                    images = _OPERATORS[kind](images, operations[slot, 1], fill)
+                    images = _OPERATORS[kind](images, magnitude)
     return images
 
 
-def _horizontal_flip(images: Any, magnitude: Any, fill: Any) -> Any:
+def _horizontal_flip(images: Any, magnitude: Any) -> Any:
     return import_dali().fn.flip(images, horizontal=1, vertical=0)
 
 
-def _vertical_flip(images: Any, magnitude: Any, fill: Any) -> Any:
+def _vertical_flip(images: Any, magnitude: Any) -> Any:
     return import_dali().fn.flip(images, horizontal=0, vertical=1)
 
 
@@ -116,17 +129,17 @@ def _blend(start: Any, images: Any, factor: Any) -> Any:
     return _bytes(start + factor * (dali.fn.cast(images, dtype=dali.types.FLOAT) - start))
 
 
-def _grayscale(images: Any, magnitude: Any, fill: Any) -> Any:
+def _grayscale(images: Any, magnitude: Any) -> Any:
     dali = import_dali()
     return dali.fn.cast(_luma(images) + images * 0, dtype=dali.types.UINT8)
 
 
-def _brightness(images: Any, magnitude: Any, fill: Any) -> Any:
+def _brightness(images: Any, magnitude: Any) -> Any:
     dali = import_dali()
     return _bytes(magnitude * dali.fn.cast(images, dtype=dali.types.FLOAT))
 
 
-def _contrast(images: Any, magnitude: Any, fill: Any) -> Any:
+def _contrast(images: Any, magnitude: Any) -> Any:
     dali = import_dali()
     total = dali.fn.reductions.sum(_luma(images), axes=[0, 1], keep_dims=True, dtype=dali.types.INT64)
     height, width = _sides(images)
@@ -134,11 +147,11 @@ def _contrast(images: Any, magnitude: Any, fill: Any) -> Any:
     return _blend(dali.math.floor(mean + 0.5), images, magnitude)
 
 
-def _saturation(images: Any, magnitude: Any, fill: Any) -> Any:
+def _saturation(images: Any, magnitude: Any) -> Any:
     return _blend(_luma(images), images, magnitude)
 
 
-def _sharpness(images: Any, magnitude: Any, fill: Any) -> Any:
+def _sharpness(images: Any, magnitude: Any) -> Any:
     dali = import_dali()
     weights = dali.types.Constant(_SMOOTH, device=images.device)
     smooth = dali.fn.filter(images, weights, mode="valid", dtype=dali.types.FLOAT)
@@ -156,7 +169,7 @@ def _sharpness(images: Any, magnitude: Any, fill: Any) -> Any:
     return _bytes(smooth + magnitude * difference)
 
 
-def _hue(images: Any, magnitude: Any, fill: Any) -> Any:
+def _hue(images: Any, magnitude: Any) -> Any:
     """To HSV in bytes and back, by Pillow's formulas; see csrc/augment.cpp."""
     dali = import_dali()
 
@@ -183,23 +196,23 @@ def _hue(images: Any, magnitude: Any, fill: Any) -> Any:
     return _bytes(high * (1.0 - saturation / 255.0 * away) + 0.5)
 
 
-def _posterize(images: Any, magnitude: Any, fill: Any) -> Any:
+def _posterize(images: Any, magnitude: Any) -> Any:
     dali = import_dali()
     step = dali.math.pow(2.0, 8.0 - dali.math.floor(magnitude))
     step = dali.fn.cast(step, dtype=dali.types.UINT8)
     return images // step * step
 
 
-def _solarize(images: Any, magnitude: Any, fill: Any) -> Any:
+def _solarize(images: Any, magnitude: Any) -> Any:
     return images ^ (images >= magnitude) * import_dali().types.Constant(255, dtype=import_dali().types.UINT8)
 
 
-def _invert(images: Any, magnitude: Any, fill: Any) -> Any:
+def _invert(images: Any, magnitude: Any) -> Any:
     dali = import_dali()
     return images ^ dali.types.Constant(255, dtype=dali.types.UINT8)
 
 
-def _autocontrast(images: Any, magnitude: Any, fill: Any) -> Any:
+def _autocontrast(images: Any, magnitude: Any) -> Any:
     dali = import_dali()
     low, high = (
         _double(reduce(images, axes=[0, 1], keep_dims=True))
@@ -219,24 +232,28 @@ def _gaussian_blur(images: Any, sigma: Any, kernel_size: Any) -> Any:
     )
 
 
-def _equalize(images: Any, magnitude: Any, fill: Any) -> Any:
+def _equalize(images: Any, magnitude: Any) -> Any:
     return import_dali().fn.equalize(images)
 
 
-def _warp(images: Any, rows: tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]], fill: tuple[int, int, int]) -> Any:
-    """Take the pixel at (x, y) from (a x + b y + c, d x + e y + f), where ((a, b, c), (d, e, f)) are scalars."""
+# Matrices of geometry: the pixel at (x, y) comes from (a x + b y + c, d x + e y + f), where ((a, b, c), (d, e, f)) are
+# float64 scalars.
+_Rows = tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]
+
+
+def _warp_nearest(images: Any, rows: _Rows, fill: tuple[int, int, int]) -> Any:
     dali = import_dali()
 
     def fixed(value: Any) -> Any:
         return dali.math.floor(value * 65536.0 + 0.5) / 65536.0
 
     # In Pillow's 16.16 fixed point, or other pixels would be nearest here and there. It rounds at a pixel's centre.
-    matrix = []
+    values = []
     for a, b, c in rows:
         centre = fixed(c + a * 0.5 + b * 0.5)
         a, b = fixed(a), fixed(b)
-        matrix += [a, b, centre - (a + b) * 0.5]
-    matrix = dali.fn.reshape(dali.fn.cast(dali.fn.stack(*matrix), dtype=dali.types.FLOAT), shape=(2, 3))
+        values += [a, b, centre - (a + b) * 0.5]
+    matrix = _matrix(values)
 
     def warp(values: Any, value: int) -> Any:
         return dali.fn.warp_affine(values, matrix=matrix, fill_value=value, interp_type=dali.types.INTERP_NN)
@@ -249,16 +266,34 @@ def _warp(images: Any, rows: tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]], 
     return dali.fn.cast(warp(distances, 0) + levels, dtype=dali.types.UINT8)
 
 
-def _shear_x(images: Any, magnitude: Any, fill: Any) -> Any:
-    shear = _double(magnitude)
-    zero = shear * 0.0
-    return _warp(images, ((zero + 1.0, shear, zero), (zero, zero + 1.0, zero)), fill)
+def _warp_bilinear(images: Any, rows: _Rows, fill: tuple[int, int, int]) -> Any:
+    dali = import_dali()
+    matrix = _matrix([value for row in rows for value in row])
+    # Without a value to fill with DALI goes on beyond the edges as it is there. Of where that is it asks the nearest
+    # pixel, as Pillow does.
+    levels = dali.fn.warp_affine(images, matrix=matrix, dtype=dali.types.FLOAT, interp_type=dali.types.INTERP_LINEAR)
+    ones = dali.fn.cast(images[:, :, :1] * 0 + 1, dtype=dali.types.UINT8)
+    inside = dali.fn.warp_affine(ones, matrix=matrix, fill_value=0, interp_type=dali.types.INTERP_NN)
+    filled = (1 - inside) * dali.types.Constant(np.array(fill, np.int32), device=images.device)
+    # Cut off, as Pillow does, but not where whole levels came out below themselves.
+    return _bytes((levels + _WHOLE) * inside + filled)
 
 
-def _shear_y(images: Any, magnitude: Any, fill: Any) -> Any:
+def _matrix(values: Sequence[Any]) -> Any:
+    dali = import_dali()
+    return dali.fn.reshape(dali.fn.cast(dali.fn.stack(*values), dtype=dali.types.FLOAT), shape=(2, 3))
+
+
+def _shear_x(images: Any, magnitude: Any) -> _Rows:
     shear = _double(magnitude)
     zero = shear * 0.0
-    return _warp(images, ((zero + 1.0, zero, zero), (shear, zero + 1.0, zero)), fill)
+    return (zero + 1.0, shear, zero), (zero, zero + 1.0, zero)
+
+
+def _shear_y(images: Any, magnitude: Any) -> _Rows:
+    shear = _double(magnitude)
+    zero = shear * 0.0
+    return (zero + 1.0, zero, zero), (shear, zero + 1.0, zero)
 
 
 def _whole(value: Any) -> Any:
@@ -267,29 +302,25 @@ def _whole(value: Any) -> Any:
     return dali.math.floor(dali.math.abs(value)) * ((value > 0.0) * 2.0 - 1.0)
 
 
-def _translate_x(images: Any, magnitude: Any, fill: Any) -> Any:
+def _translate_x(images: Any, magnitude: Any) -> _Rows:
     offset = _whole(_double(magnitude))
     zero = offset * 0.0
-    return _warp(images, ((zero + 1.0, zero, zero - offset), (zero, zero + 1.0, zero)), fill)
+    return (zero + 1.0, zero, zero - offset), (zero, zero + 1.0, zero)
 
 
-def _translate_y(images: Any, magnitude: Any, fill: Any) -> Any:
+def _translate_y(images: Any, magnitude: Any) -> _Rows:
     offset = _whole(_double(magnitude))
     zero = offset * 0.0
-    return _warp(images, ((zero + 1.0, zero, zero), (zero, zero + 1.0, zero - offset)), fill)
+    return (zero + 1.0, zero, zero), (zero, zero + 1.0, zero - offset)
 
 
-def _rotate(images: Any, magnitude: Any, fill: Any) -> Any:
+def _rotate(images: Any, magnitude: Any) -> _Rows:
     dali = import_dali()
     height, width = _sides(images)
     x, y = width * 0.5, height * 0.5
     angle = _double(magnitude) * dali.types.Constant(math.pi / 180, dtype=dali.types.FLOAT64)
     cosine, sine = dali.math.cos(angle), dali.math.sin(angle)
-    return _warp(
-        images,
-        ((cosine, sine * -1.0, x - x * cosine + y * sine), (sine, cosine, y - x * sine - y * cosine)),
-        fill,
-    )
+    return (cosine, sine * -1.0, x - x * cosine + y * sine), (sine, cosine, y - x * sine - y * cosine)
 
 
 def _sides(images: Any) -> tuple[Any, Any]:
@@ -299,7 +330,7 @@ def _sides(images: Any) -> tuple[Any, Any]:
     return shape[0], shape[1]
 
 
-_OPERATORS: dict[Kind, Callable[[Any, Any, Any], Any]] = {
+_OPERATORS: dict[Kind, Callable[[Any, Any], Any]] = {
     Kind.HORIZONTAL_FLIP: _horizontal_flip,
     Kind.VERTICAL_FLIP: _vertical_flip,
     Kind.GRAYSCALE: _grayscale,
@@ -313,9 +344,15 @@ _OPERATORS: dict[Kind, Callable[[Any, Any, Any], Any]] = {
     Kind.AUTOCONTRAST: _autocontrast,
     Kind.EQUALIZE: _equalize,
     Kind.INVERT: _invert,
+}
+
+_GEOMETRY: dict[Kind, Callable[[Any, Any], _Rows]] = {
     Kind.SHEAR_X: _shear_x,
     Kind.SHEAR_Y: _shear_y,
     Kind.TRANSLATE_X: _translate_x,
     Kind.TRANSLATE_Y: _translate_y,
     Kind.ROTATE: _rotate,
 }
+
+# Translations are by whole pixels.
+_BETWEEN_PIXELS = frozenset({Kind.SHEAR_X, Kind.SHEAR_Y, Kind.ROTATE})

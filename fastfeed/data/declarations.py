@@ -72,6 +72,12 @@ def rgb_fill(owner: str, fill: Any) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def check_interpolation(owner: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise a ValueError for an interpolation that is none of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{owner}: interpolation is {value!r}; expected one of {', '.join(allowed)}")
+
+
 def listed(values: Any) -> Any:
     """Return an array or a tensor as a list, and anything else as it is."""
     return values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else values

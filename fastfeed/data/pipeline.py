@@ -12,7 +12,7 @@ from fastfeed.data.augment_dali import apply_operations, pack, possible_kinds
 from fastfeed.data.dali import import_dali
 from fastfeed.data.plan import Plan
 from fastfeed.data.policies import Kind
-from fastfeed.data.steps import common_fill, mirrors_alike
+from fastfeed.data.steps import common_fill, common_interpolation, mirrors_alike
 from fastfeed.data.transforms import Transform, padding_fill
 
 # One grey pixel, as a BMP file: it stands in for an image that cannot be read.
@@ -90,7 +90,8 @@ def build_pipeline(
     fn, types = dali.fn, dali.types
     on_gpu = device_id is not None
     steps = transform.steps
-    kinds = possible_kinds(steps)
+    kinds, fill = possible_kinds(steps), common_fill(steps)
+    bilinear = common_interpolation(steps) == "bilinear"
     if not mirrors_alike(steps):  # see draw_augmentations
         kinds = [frozenset({Kind.HORIZONTAL_FLIP}), frozenset({Kind.VERTICAL_FLIP}), *kinds]
 
@@ -113,7 +114,8 @@ def build_pipeline(
         if whole:
             images = _resized(dali, transform, images, given)
         if whole and len(kinds) > 0:
-            images = apply_operations(images, given("operations", types.FLOAT, 2), kinds, common_fill(steps))
+            operations = given("operations", types.FLOAT, 2)
+            images = apply_operations(images, operations, kinds, fill, bilinear=bilinear)
         return images
 
     pipeline = dali.pipeline_def(define, enable_conditionals=whole and len(kinds) > 0)(

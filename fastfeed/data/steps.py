@@ -2,15 +2,17 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastfeed.data.declarations import is_number, listed, number, numbers, probability, replace_values, rgb_fill, whole
+from fastfeed.data.declarations import check_interpolation, is_number, listed, number, numbers, probability, replace_values, rgb_fill, whole
 from fastfeed.data.policies import POLICIES, Kind
 
 Fill = int | Sequence[int] | None
+
+AUTO_INTERPOLATIONS = ("nearest", "bilinear")
 
 _UINT16 = 0xFFFF
 _LARGEST = float(np.finfo(np.float32).max)
@@ -248,47 +250,54 @@ class ColorJitter:
 
 @dataclass(frozen=True)
 class TrivialAugmentWide:
-    """One operation of random strength: ``torchvision.transforms.TrivialAugmentWide``, nearest interpolation.
+    """One operation of random strength: ``torchvision.transforms.TrivialAugmentWide``.
 
     Args:
         num_magnitude_bins: how many strengths there are, at least 2.
+        interpolation: of what is sheared or rotated, "nearest" or "bilinear"; the same for all steps of a transform.
         fill: a level, 0 to 255, or one each for R, G and B, of pixels from outside of the image; None is 0.
 
     Raises:
         TypeError: for a number of bins that is no whole number, or a fill of another type.
-        ValueError: for fewer than 2 bins, or a fill that has not one or three levels from 0 to 255.
+        ValueError: for fewer than 2 bins, another interpolation, or a fill that has not one or three levels from 0 to
+            255.
     """
 
     num_magnitude_bins: int = 31
-    fill: Fill = field(default=None, kw_only=True)
+    interpolation: str = "nearest"
+    fill: Fill = None
 
     def __post_init__(self) -> None:
+        check_interpolation("TrivialAugmentWide", self.interpolation, AUTO_INTERPOLATIONS)
         bins = whole("TrivialAugmentWide: num_magnitude_bins", self.num_magnitude_bins, 2)
         replace_values(self, num_magnitude_bins=bins, fill=_fill_levels("TrivialAugmentWide", self.fill))
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """A few operations of one strength: ``torchvision.transforms.RandAugment``, nearest interpolation.
+    """A few operations of one strength: ``torchvision.transforms.RandAugment``.
 
     Args:
         num_ops: how many, one after the other; an operation may come again.
         magnitude: the strength, a bin, from 0.
         num_magnitude_bins: how many bins there are, at least 2.
-        fill: as for `TrivialAugmentWide`.
+        interpolation: as for `TrivialAugmentWide`.
+        fill: likewise.
 
     Raises:
         TypeError: for a number that is not whole, or a fill of another type.
-        ValueError: for a negative num_ops, fewer than 2 bins, a magnitude that is no bin, or a fill that has not one
-            or three levels from 0 to 255.
+        ValueError: for a negative num_ops, fewer than 2 bins, a magnitude that is no bin, another interpolation, or a
+            fill that has not one or three levels from 0 to 255.
     """
 
     num_ops: int = 2
     magnitude: int = 9
     num_magnitude_bins: int = 31
-    fill: Fill = field(default=None, kw_only=True)
+    interpolation: str = "nearest"
+    fill: Fill = None
 
     def __post_init__(self) -> None:
+        check_interpolation("RandAugment", self.interpolation, AUTO_INTERPOLATIONS)
         bins = whole("RandAugment: num_magnitude_bins", self.num_magnitude_bins, 2)
         replace_values(
             self,
@@ -301,25 +310,28 @@ class RandAugment:
 
 @dataclass(frozen=True)
 class AutoAugment:
-    """A random pair of a policy's, each done with its probability: ``torchvision.transforms.AutoAugment``, nearest.
+    """A random pair of a policy's, each done with its probability: ``torchvision.transforms.AutoAugment``.
 
     Args:
         policy: "imagenet", "cifar10" or "svhn".
-        fill: as for `TrivialAugmentWide`.
+        interpolation: as for `TrivialAugmentWide`.
+        fill: likewise.
 
     Raises:
         TypeError: for a fill of another type.
-        ValueError: for another policy, or a fill that has not one or three levels from 0 to 255.
+        ValueError: for another policy or interpolation, or a fill that has not one or three levels from 0 to 255.
     """
 
     policy: str = "imagenet"
-    fill: Fill = field(default=None, kw_only=True)
+    interpolation: str = "nearest"
+    fill: Fill = None
 
     def __post_init__(self) -> None:
         if self.policy not in tuple(POLICIES):  # whose members need no hash
             raise ValueError(
                 f"AutoAugment: policy is {self.policy!r}; expected one of {', '.join(map(repr, POLICIES))}"
             )
+        check_interpolation("AutoAugment", self.interpolation, AUTO_INTERPOLATIONS)
         replace_values(self, fill=_fill_levels("AutoAugment", self.fill))
 
 
@@ -395,7 +407,7 @@ def single_steps(steps: Sequence[Step]) -> Iterator[Step]:
 
 def mirrors_alike(steps: Sequence[Step]) -> bool:
     """Whether the steps do the same to an image's mirror image, so that it may be flipped after them."""
-    return not any(isinstance(step, TrivialAugmentWide | RandAugment | AutoAugment) for step in single_steps(steps))
+    return not _automatic(steps)
 
 
 def common_fill(steps: Sequence[Step]) -> tuple[int, int, int]:
@@ -404,11 +416,26 @@ def common_fill(steps: Sequence[Step]) -> tuple[int, int, int]:
     Raises:
         ValueError: if they differ.
     """
-    with_fill = [s for s in single_steps(steps) if isinstance(s, TrivialAugmentWide | RandAugment | AutoAugment)]
-    fills = {_fill_levels(type(step).__name__, step.fill) for step in with_fill}
+    fills = {_fill_levels(type(step).__name__, step.fill) for step in _automatic(steps)}
     if len(fills) > 1:
         raise ValueError(f"the steps have different fills, {' and '.join(map(str, sorted(fills)))}; give all the same")
     return next(iter(fills), (0, 0, 0))
+
+
+def common_interpolation(steps: Sequence[Step]) -> str:
+    """Return how all of these steps shear and rotate, "nearest" if none does.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    found = sorted({step.interpolation for step in _automatic(steps)})
+    if len(found) > 1:
+        raise ValueError(f"the steps have different interpolations, {' and '.join(found)}; give all the same")
+    return found[0] if found else "nearest"
+
+
+def _automatic(steps: Sequence[Step]) -> list[TrivialAugmentWide | RandAugment | AutoAugment]:
+    return [s for s in single_steps(steps) if isinstance(s, TrivialAugmentWide | RandAugment | AutoAugment)]
 
 
 def _jitter(name: str, value: Any) -> float | tuple[float, float]:

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from fastfeed.data.augment import check_steps
-from fastfeed.data.declarations import flag, is_number, number, numbers, probability, replace_values, rgb_fill, whole
+from fastfeed.data.declarations import (
+    check_interpolation,
+    flag,
+    is_number,
+    number,
+    numbers,
+    probability,
+    replace_values,
+    rgb_fill,
+    whole,
+)
 from fastfeed.data.finish import check_mean_std
 from fastfeed.data.steps import AutoAugment, RandAugment, Step, TrivialAugmentWide
 
@@ -60,7 +70,7 @@ class RandomResizedCrop:
             scale=_range("RandomResizedCrop: scale", self.scale),
             ratio=_range("RandomResizedCrop: ratio", self.ratio),
         )
-        _check_interpolation("RandomResizedCrop", self.interpolation, (*INTERPOLATIONS, "random"))
+        check_interpolation("RandomResizedCrop", self.interpolation, (*INTERPOLATIONS, "random"))
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class CenterCrop:
     def __post_init__(self) -> None:
         replace_values(self, size=declared_size(self.size))
         replace_values(self, resize=_declared_resize("CenterCrop", self.resize, self.size))
-        _check_interpolation("CenterCrop", self.interpolation)
+        check_interpolation("CenterCrop", self.interpolation, INTERPOLATIONS)
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class Resize:
 
     def __post_init__(self) -> None:
         replace_values(self, size=declared_size(self.size))
-        _check_interpolation("Resize", self.interpolation)
+        check_interpolation("Resize", self.interpolation, INTERPOLATIONS)
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ class RandomCrop:
                 f"RandomCrop: padding is {self.padding} and resize is {self.resize}: an image that is resized is not "
                 "padded. Leave one of them out"
             )
-        _check_interpolation("RandomCrop", self.interpolation)
+        check_interpolation("RandomCrop", self.interpolation, INTERPOLATIONS)
 
 
 Crop = RandomResizedCrop | CenterCrop | Resize | RandomCrop
@@ -393,8 +403,3 @@ def _range(name: str, bounds: Any) -> tuple[float, float]:
     if not 0 < low <= high:
         raise ValueError(f"{name} is {bounds!r}; expected {expected}")
     return low, high
-
-
-def _check_interpolation(owner: str, value: str, allowed: Sequence[str] = INTERPOLATIONS) -> None:
-    if value not in allowed:
-        raise ValueError(f"{owner}: interpolation is {value!r}; expected one of {', '.join(allowed)}")

@@ -162,17 +162,16 @@ def _read_gaussian_blur(reader: Reader, blur: Any, v2: bool) -> None:
 
 def _read_automatic(reader: Reader, transform: Any, v2: bool) -> None:
     name = type(transform).__name__
-    mode = interpolation_name(transform.interpolation)
-    if mode != "nearest":
-        raise ValueError(f"interpolation is {mode!r}, and only 'nearest' can be done")
+    mode, fill = interpolation_name(transform.interpolation), reader.fill(transform.fill)
+    if mode not in steps.AUTO_INTERPOLATIONS:
+        raise ValueError(f"interpolation is {mode!r}, and only 'nearest' or 'bilinear' can be done")
     step: Step
-    fill = reader.fill(transform.fill)
     if name == "AutoAugment":
-        step = steps.AutoAugment(transform.policy.value, fill=fill)
+        step = steps.AutoAugment(transform.policy.value, mode, fill)
     elif name == "RandAugment":
-        step = steps.RandAugment(transform.num_ops, transform.magnitude, transform.num_magnitude_bins, fill=fill)
+        step = steps.RandAugment(transform.num_ops, transform.magnitude, transform.num_magnitude_bins, mode, fill)
     else:
-        step = steps.TrivialAugmentWide(transform.num_magnitude_bins, fill=fill)
+        step = steps.TrivialAugmentWide(transform.num_magnitude_bins, mode, fill)
     reader.add_step(name, step)
 
 
