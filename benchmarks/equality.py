@@ -75,6 +75,9 @@ def rows(size: int = 96) -> list[Row]:
     def step(name: str, make: Transforms, **options: Any) -> Row:
         return Row(name, lambda t: [window(t), *make(t)], **options)
 
+    def bilinear(t: Any) -> Any:
+        return t.InterpolationMode.BILINEAR
+
     def bicubic(t: Any) -> Any:
         return t.InterpolationMode.BICUBIC
 
@@ -120,6 +123,9 @@ def rows(size: int = 96) -> list[Row]:
         step("AutoAugment", lambda t: [t.AutoAugment(fill=[10, 200, 33])]),
         step("RandAugment", lambda t: [t.RandAugment()]),
         step("TrivialAugmentWide", lambda t: [t.TrivialAugmentWide()]),
+        step("AutoAugment, bilinear", lambda t: [t.AutoAugment(interpolation=bilinear(t), fill=[10, 200, 33])]),
+        step("RandAugment, bilinear", lambda t: [t.RandAugment(interpolation=bilinear(t))]),
+        step("TrivialAugmentWide, bilinear", lambda t: [t.TrivialAugmentWide(interpolation=bilinear(t))]),
     ]
     floats = [
         step("ToTensor", lambda t: []),
@@ -240,13 +246,13 @@ def _flip(transform: Any, functional: Any, image: Any, decisions: _Decisions) ->
 
 def _steps(transform: Any, functional: Any, image: Any, decisions: _Decisions) -> Any:
     """Do all operations, where the first step stands."""
-    fill = getattr(transform, "fill", None)
+    options = {name: getattr(transform, name) for name in ("fill", "interpolation") if hasattr(transform, name)}
     while decisions.operations:
         kind, magnitude, kernel_size = decisions.operations.pop(0)
         if kind == Kind.GAUSSIAN_BLUR:
             image = functional.gaussian_blur(image, kernel_size[::-1].tolist(), [float(magnitude)] * 2)
         else:
-            image = _operate(functional, image, Kind(kind), float(magnitude), fill)
+            image = _operate(functional, image, Kind(kind), float(magnitude), options)
     return image
 
 
@@ -289,8 +295,8 @@ _PLAIN = {
 }
 
 
-def _operate(functional: Any, image: Any, kind: Kind, magnitude: float, fill: Any) -> Any:
-    """Do one operation as torchvision's transforms do it."""
+def _operate(functional: Any, image: Any, kind: Kind, magnitude: float, options: dict[str, Any]) -> Any:
+    """Do one operation as torchvision's transforms do it; `options` are those of geometry."""
     if kind == Kind.NOTHING:
         return image
     if kind in _FACTORS:
@@ -302,8 +308,8 @@ def _operate(functional: Any, image: Any, kind: Kind, magnitude: float, fill: An
     if kind == Kind.POSTERIZE:
         return functional.posterize(image, int(magnitude))
     if kind == Kind.ROTATE:
-        return functional.rotate(image, magnitude, fill=fill)
-    still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], "fill": fill}
+        return functional.rotate(image, magnitude, **options)
+    still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], **options}
     changed: dict[Kind, Callable[[], dict[str, Any]]] = {
         Kind.SHEAR_X: lambda: {"shear": [math.degrees(math.atan(magnitude)), 0.0], "center": [0, 0]},
         Kind.SHEAR_Y: lambda: {"shear": [0.0, math.degrees(math.atan(magnitude))], "center": [0, 0]},

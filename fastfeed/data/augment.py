@@ -70,7 +70,9 @@ class Operations:
 
     def at(self, samples: slice | npt.NDArray[np.int64]) -> "Operations":
         """Return the operations of some of the samples."""
-        return Operations(self.kind[samples], self.magnitude[samples], self.fill, self.kernel_size[samples], self.bilinear)
+        return Operations(
+            self.kind[samples], self.magnitude[samples], self.fill, self.kernel_size[samples], self.bilinear
+        )
 
 
 def draw_operations(
@@ -132,7 +134,7 @@ def draw_operations(
 
 
 def join_operations(parts: Sequence[Operations]) -> Operations:
-    """Return the operations of all parts, which are for the same samples and fill and interpolate alike, in their order."""
+    """Return the operations of all parts, for the same samples, with one fill and interpolation, in their order."""
     return Operations(
         np.concatenate([part.kind for part in parts], axis=1),
         np.concatenate([part.magnitude for part in parts], axis=1),

@@ -170,7 +170,9 @@ def draw_augmentations(
     flips = np.stack([plan.flip & 1, plan.flip & 2], axis=1) > 0
     kind = np.where(flips, [Kind.HORIZONTAL_FLIP, Kind.VERTICAL_FLIP], Kind.NOTHING).astype(np.uint8)
     plan.flip[:] = 0
-    return join_operations([Operations(kind, np.zeros(flips.shape, np.float32), drawn.fill, bilinear=drawn.bilinear), drawn])
+    return join_operations(
+        [Operations(kind, np.zeros(flips.shape, np.float32), drawn.fill, bilinear=drawn.bilinear), drawn]
+    )
 
 
 def too_small(transform: Transform, sizes: Int64, size: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from fastfeed.data.declarations import check_interpolation, is_number, listed, number, numbers, probability, replace_values, rgb_fill, whole
+from fastfeed.data.declarations import (
+    check_interpolation,
+    is_number,
+    listed,
+    number,
+    numbers,
+    probability,
+    replace_values,
+    rgb_fill,
+    whole,
+)
 from fastfeed.data.policies import POLICIES, Kind
 
 Fill = int | Sequence[int] | None

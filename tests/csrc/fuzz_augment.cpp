@@ -91,6 +91,7 @@ bool test_batch(uint64_t seed) {
         if (random.one_in(2)) std::swap(args.h, args.w);
     }
     args.operations = random.from(0, 4);
+    args.bilinear = random.one_in(2);
     for (auto& level : args.fill) level = static_cast<uint8_t>(random.from(0, 255));
     for (int64_t i = 0; i < args.n * args.operations; ++i) {
         args.kind.push_back(static_cast<uint8_t>(random.from(0, static_cast<int64_t>(Operation::count) - 1)));
@@ -133,7 +134,8 @@ bool test_batch(uint64_t seed) {
 // What cannot be done is refused before anything is.
 bool test_refusals() {
     uint8_t pixel[3] = {1, 2, 3};
-    AugmentArgs args{pixel, 1, 1, 1, 2, {static_cast<uint8_t>(Operation::invert), 0}, {0, 0}, {0, 0, 0}, {0, 0, 1, 1}};
+    AugmentArgs args{pixel, 1, 1, 1, 2, {static_cast<uint8_t>(Operation::invert), 0}, {0, 0}, {0, 0, 0}, false,
+                     {0, 0, 1, 1}};
     const auto refused = [&](int kind, float magnitude, int32_t height = 1, int32_t width = 1) {
         args.kind[1] = static_cast<uint8_t>(kind);
         args.magnitude[1] = magnitude;

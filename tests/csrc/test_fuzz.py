@@ -25,9 +25,10 @@ PROGRAMS = {  # name: (sources, flags)
     "place": (["fuzz_place.cpp", CSRC / "pool.cpp"], MEMORY),
     "stack": (["fuzz_stack.cpp", CSRC / "stack.cpp", CSRC / "pool.cpp"], MEMORY),
     "augment": (
-        ["fuzz_augment.cpp", *(CSRC / f"{name}.cpp" for name in ("augment", "blur", "hue", "pool"))],
+        ["fuzz_augment.cpp", *(CSRC / f"{name}.cpp" for name in ("augment", "bilinear", "blur", "hue", "pool"))],
         (*MEMORY, "-fsanitize=float-cast-overflow"),
     ),
+    "bilinear": (["bilinear_ways.cpp"], ("-O3", "-fno-math-errno", "-fno-trapping-math")),  # as setup.py builds it
     "blur": (["blur_ways.cpp"], ("-O3", "-fno-math-errno", "-fno-trapping-math")),  # as setup.py builds it
     "hue": (["hue_colours.cpp"], ("-O3", "-fno-math-errno", "-fno-trapping-math")),  # vectors, as in setup.py
     "header": (["fuzz_header.cpp", CSRC / "image_header.cpp"], MEMORY),
@@ -126,6 +127,10 @@ def test_random_cases(name, count, programs, sanitizer):
 
 def test_every_way_of_blurring_gives_the_same_bytes(programs):
     fuzz(programs["blur"].result(), SEED, 500)
+
+
+def test_every_way_of_interpolating_gives_pillows_bytes(programs):
+    fuzz(programs["bilinear"].result(), SEED, 2000)
 
 
 def test_hue_of_every_colour(programs):

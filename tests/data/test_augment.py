@@ -159,9 +159,9 @@ def test_defaults_are_torchvisions():
     assert RandomInvert().p == RandomPosterize(1).p == RandomSolarize(1).p == RandomAdjustSharpness(1).p == 0.5
     assert RandomAutocontrast().p == RandomEqualize().p == RandomApply([]).p == 0.5
     assert GaussianBlur(3) == GaussianBlur((3, 3), (0.1, 2.0))
-    assert TrivialAugmentWide() == TrivialAugmentWide(31, fill=None)
-    assert RandAugment() == RandAugment(2, 9, 31, fill=None)
-    assert AutoAugment() == AutoAugment("imagenet", fill=None)
+    assert TrivialAugmentWide() == TrivialAugmentWide(31, "nearest", None)
+    assert RandAugment() == RandAugment(2, 9, 31, "nearest", None)
+    assert AutoAugment() == AutoAugment("imagenet", "nearest", None)
 
 
 def test_color_jitter():
@@ -377,6 +377,24 @@ def test_fill(steps, fill):
     assert drawn.at(slice(1)).fill == fill
 
 
+@pytest.mark.parametrize(("steps", "bilinear"), [
+    ([], False),
+    ([JITTER, AutoAugment()], False),
+    ([TrivialAugmentWide(interpolation="bilinear"), RandomInvert()], True),
+    ([RandAugment(0, interpolation="bilinear")], True),
+    ([GaussianBlur(3), RandomApply([JITTER, RandomApply([AutoAugment(interpolation="bilinear")])])], True),
+])  # fmt: skip
+def test_interpolation(steps, bilinear):
+    drawn = draw(*steps, n=2)
+    assert drawn.bilinear is bilinear
+    assert drawn.at(slice(1)).bilinear is bilinear
+
+
+def test_interpolation_does_not_move_draws():
+    for cls in (TrivialAugmentWide, RandAugment, AutoAugment):
+        assert same(draw(cls(interpolation="bilinear"), n=99), draw(cls(), n=99))
+
+
 def test_no_samples_and_no_steps():
     assert draw(*ALL, n=0).kind.shape == (0, WIDTH)
     assert draw(n=3).kind.shape == draw(RandAugment(0), n=3).magnitude.shape == (3, 0)
@@ -416,6 +434,8 @@ def test_pickle(value):
     (lambda: draw(*[JITTER] * 17, n=1), ValueError, "more than 16 steps of class ColorJitter"),
     (lambda: draw(AutoAugment(), RandAugment(fill=3), n=1), ValueError, r"fills, \(0, 0, 0\) and \(3, 3, 3\)"),
     (lambda: draw(AutoAugment(), RandomApply([RandAugment(fill=3)]), n=1), ValueError, r"fills, \(0, 0, 0\) and \(3"),
+    (lambda: draw(AutoAugment(), RandomApply([RandAugment(interpolation="bilinear")]), n=1), ValueError,
+     "the steps have different interpolations, bilinear and nearest; give all the same"),
     (lambda: draw(*[RandomApply([JITTER] * 9)] * 2, n=1), ValueError, "more than 16 steps of class ColorJitter"),
     (lambda: draw(*[RandomApply([])] * 17, n=1), ValueError, "more than 16 steps of class RandomApply"),
     (lambda: draw(GaussianBlur((1, 5)), n=1, size=(2, 9)), ValueError, "1 x 5 .* 9 x 2 pixels.* at most 17 x 3"),

@@ -64,7 +64,13 @@ def dali_run(images, operations, possible, device="cpu"):
     def define():
         source = fn.external_source(name="images", ndim=3, dtype=types.UINT8, layout="HWC")
         packed = fn.external_source(name="operations", ndim=2, dtype=types.FLOAT)
-        return apply_operations(source.gpu() if device == "gpu" else source, packed, possible, operations.fill)
+        return apply_operations(
+            source.gpu() if device == "gpu" else source,
+            packed,
+            possible,
+            operations.fill,
+            bilinear=operations.bilinear,
+        )
 
     pipeline = define()
     pipeline.build()
@@ -74,16 +80,16 @@ def dali_run(images, operations, possible, device="cpu"):
     return (output.as_cpu() if device == "gpu" else output).as_array()
 
 
-def both(kind, size, fill, device):
+def both(kind, size, fill, device, bilinear=False):
     """Return what DALI and C++ make of images by one kind: [images * magnitudes, H, W, 3] each."""
     magnitudes = MAGNITUDES.get(kind, (0,))
     images = make_images(*size)
     repeated = np.repeat(images, len(magnitudes), axis=0)
     column = np.tile(np.array(magnitudes, np.float32), len(images))[:, None]
-    operations = Operations(np.full(column.shape, kind, np.uint8), column, fill)
+    operations = Operations(np.full(column.shape, kind, np.uint8), column, fill, bilinear=bilinear)
     return (
         dali_run(repeated, operations, [{kind}], device),
-        run(repeated, operations.kind, operations.magnitude, fill),
+        run(repeated, operations.kind, operations.magnitude, fill, bilinear=bilinear),
     )
 
 
@@ -103,6 +109,28 @@ def test_rotate(size, fill, device):
     got, expected = both(Kind.ROTATE, size, fill, device)
     share = (got != expected).any(axis=-1).mean(axis=(1, 2))
     assert share.max() <= max(DIFFERENT[Kind.ROTATE], 1.5 / (size[0] * size[1]))  # one pixel of a small image
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("fill", [(0, 0, 0), (10, 200, 33)])
+@pytest.mark.parametrize("size", [(48, 64), (33, 21), (1, 1), (224, 224)])
+@pytest.mark.parametrize("kind", [Kind.SHEAR_X, Kind.SHEAR_Y, Kind.ROTATE])
+def test_bilinear_geometry(kind, size, fill, device):
+    got, expected = both(kind, size, fill, device, bilinear=True)
+    difference = np.abs(got.astype(int) - expected)
+    # At the edge a pixel of a large image may be inside for the one and outside for the other.
+    assert (difference > 1).any(axis=-1).sum(axis=(1, 2)).max() <= (1 if max(size) > 100 else 0)
+    assert (difference > 0).mean() < 0.01
+    # Noise of all levels is cut off to another one where a coordinate's last bits are other ones.
+    assert (difference > 0).mean(axis=(1, 2, 3)).max() < 0.05
+    assert abs((got.astype(int) - expected).mean()) < 0.002
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bilinear_translations(device):
+    for kind in (Kind.TRANSLATE_X, Kind.TRANSLATE_Y):
+        got, expected = both(kind, (33, 21), (10, 200, 33), device, bilinear=True)
+        assert np.array_equal(got, expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -32,6 +32,7 @@ MAGNITUDES = {
     Kind.TRANSLATE_Y: SHIFTS,
     Kind.ROTATE: (0, 90, 180, 270, 360, -90, 720, 45, 30, 60, 135, -135, 4.5, -171.3, 1e-14, -1e-15, 1e6),
 }
+GEOMETRY = [Kind.SHEAR_X, Kind.SHEAR_Y, Kind.TRANSLATE_X, Kind.TRANSLATE_Y, Kind.ROTATE]
 PILLOWS = [kind for kind in Kind if kind != Kind.GAUSSIAN_BLUR]  # which torchvision does itself: test_blur.py
 
 
@@ -39,12 +40,13 @@ def pool():
     return extension().Pool(2)
 
 
-def pillow(kind, image, magnitude, fill=FILL):
+def pillow(kind, image, magnitude, fill=FILL, bilinear=False):
     """What torchvision's transforms of PIL images make of [H, W, 3] uint8, by Pillow alone."""
     im, m = Image.fromarray(image), float(np.float32(magnitude))
+    resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.NEAREST
 
     def transform(*matrix):
-        return im.transform(im.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=fill)
+        return im.transform(im.size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
 
     def adjust_hue():
         h, s, v = im.convert("HSV").split()
@@ -71,7 +73,7 @@ def pillow(kind, image, magnitude, fill=FILL):
         Kind.SHEAR_Y: lambda: transform(1, 0, 0, math.sin(angle) / math.cos(angle), 1, 0),
         Kind.TRANSLATE_X: lambda: transform(1, 0, -math.trunc(m), 0, 1, 0),
         Kind.TRANSLATE_Y: lambda: transform(1, 0, 0, 0, 1, -math.trunc(m)),
-        Kind.ROTATE: lambda: im.rotate(m, Image.Resampling.NEAREST, fillcolor=fill),
+        Kind.ROTATE: lambda: im.rotate(m, resample, fillcolor=fill),
     }
     return np.asarray(functions[kind]())
 
@@ -89,12 +91,12 @@ def make_images(height, width, seed=0):
     return np.stack([noise, few, ramp, level, two, close]).astype(np.uint8)
 
 
-def run(images, kind, magnitude, fill=FILL, kernel_size=None):
+def run(images, kind, magnitude, fill=FILL, kernel_size=None, bilinear=False):
     """Do operations [N] or [N, K] on a copy; `kernel_size`, of blurs, is [N, K, 2]."""
     kind, magnitude = np.array(kind, np.uint8), np.array(magnitude, np.float32)
     if kind.ndim == 1:
         kind, magnitude = kind[:, None], magnitude[:, None]
-    operations = Operations(kind, magnitude, fill, kernel_size)
+    operations = Operations(kind, magnitude, fill, kernel_size, bilinear)
     return augment_(torch.from_numpy(np.array(images)), operations, pool()).numpy()
 
 
@@ -106,6 +108,26 @@ def test_every_operation_is_pillows(kind, size):
         got = run(images, [kind] * len(images), [magnitude] * len(images))
         for image, result in zip(images, got, strict=True):
             assert np.array_equal(result, pillow(kind, image, magnitude)), magnitude
+
+
+@pytest.mark.parametrize("kind", GEOMETRY)
+def test_bilinear_geometry_is_pillows(kind):
+    interpolated = 0
+    for height, width in [*zip(range(1, 41), np.random.default_rng(0).permutation(40) + 1, strict=True), (1, 1)]:
+        images = make_images(height, width)[::2]
+        for magnitude in MAGNITUDES[kind]:
+            got = run(images, [kind] * 3, [magnitude] * 3, bilinear=True)
+            for image, result in zip(images, got, strict=True):
+                assert np.array_equal(result, pillow(kind, image, magnitude, bilinear=True)), (magnitude, height)
+            interpolated += not np.array_equal(got, run(images, [kind] * 3, [magnitude] * 3))
+    assert (interpolated > 100) == (kind not in (Kind.TRANSLATE_X, Kind.TRANSLATE_Y))
+
+
+def test_interpolation_is_that_of_geometry_alone():
+    others = [kind for kind in PILLOWS if kind not in GEOMETRY]
+    images = np.repeat(make_images(9, 7)[:1], len(others), axis=0)
+    magnitudes = [MAGNITUDES.get(kind, (0,))[-2:][0] for kind in others]
+    assert np.array_equal(run(images, others, magnitudes, bilinear=True), run(images, others, magnitudes))
 
 
 @pytest.mark.parametrize("magnitude", [0, -0.37])
@@ -135,7 +157,9 @@ def test_hue_of_every_colour(magnitude):
 ])  # fmt: skip
 def test_images_too_large_for_fixed_point(kind, magnitude, size):
     image = make_images(*size)[0]
-    assert np.array_equal(run(image[None], [kind], [magnitude])[0], pillow(kind, image, magnitude))
+    for bilinear in (False, True):
+        got = run(image[None], [kind], [magnitude], bilinear=bilinear)
+        assert np.array_equal(got[0], pillow(kind, image, magnitude, bilinear=bilinear))
 
 
 def test_rotation_by_many_angles():

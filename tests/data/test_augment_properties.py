@@ -30,15 +30,17 @@ LEVEL = st.integers(0, 255)
     size=st.tuples(st.integers(1, 50), st.integers(1, 50)),
     operations=st.lists(OPERATION, max_size=4),
     fill=st.tuples(LEVEL, LEVEL, LEVEL),
+    bilinear=st.booleans(),
     which=st.integers(0, 5),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_any_sequence_is_pillows(size, operations, fill, which, seed):
+def test_any_sequence_is_pillows(size, operations, fill, bilinear, which, seed):
     image = make_images(*size, seed)[which]
     expected = image
     for kind, magnitude in operations:
-        expected = pillow(kind, expected, magnitude, fill)
-    got = run(image[None], [[kind for kind, _ in operations]], [[value for _, value in operations]], fill)
+        expected = pillow(kind, expected, magnitude, fill, bilinear)
+    kinds, magnitudes = [kind for kind, _ in operations], [value for _, value in operations]
+    got = run(image[None], [kinds], [magnitudes], fill, bilinear=bilinear)
     assert np.array_equal(got[0], expected)
 
 

@@ -71,10 +71,11 @@ def test_policies(name):
             assert ours.magnitude[row, i] == pytest.approx(expected, rel=3e-7, abs=1e-6)
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (64, 48)])
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_pixels_of_the_operations(name, size):
-    nearest = transforms.InterpolationMode.NEAREST
+def test_pixels_of_the_operations(name, size, interpolation):
+    mode, bilinear = transforms.InterpolationMode(interpolation), interpolation == "bilinear"
     spaces = [
         autoaugment.TrivialAugmentWide()._augmentation_space(31),
         autoaugment.AutoAugment()._augmentation_space(10, size),
@@ -86,9 +87,10 @@ def test_pixels_of_the_operations(name, size):
             magnitudes, signed = space[name]
             values = [sign * v for v in magnitudes.reshape(-1).tolist() for sign in ((1, -1) if signed else (1,))]
             units = [1 + v for v in values] if name in FACTORS else values
-            got = run(np.repeat(image[None], len(values), axis=0), [NAMES[name]] * len(values), units, FILL)
+            kinds = [NAMES[name]] * len(values)
+            got = run(np.repeat(image[None], len(values), axis=0), kinds, units, FILL, bilinear=bilinear)
             for value, result in zip(values, got, strict=True):
-                expected = autoaugment._apply_op(Image.fromarray(image), name, value, nearest, list(FILL))
+                expected = autoaugment._apply_op(Image.fromarray(image), name, value, mode, list(FILL))
                 assert np.array_equal(result, np.asarray(expected)), value
 
 

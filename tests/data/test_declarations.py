@@ -209,6 +209,16 @@ OUT_OF_RANGE = [
     (lambda: AutoAugment(None), "AutoAugment: policy is None; expected one of 'imagenet'"),
     (lambda: AutoAugment(["imagenet"]), r"AutoAugment: policy is \['imagenet'\]"),
     (lambda: TrivialAugmentWide(fill=(1, 2)), r"TrivialAugmentWide: fill is \(1, 2\)"),
+    (
+        lambda: TrivialAugmentWide(interpolation="bicubic"),
+        "TrivialAugmentWide: interpolation is 'bicubic'; expected one of nearest, bilinear",
+    ),
+    (lambda: RandAugment(interpolation=2), "RandAugment: interpolation is 2; expected one of nearest, bilinear"),
+    (lambda: AutoAugment("svhn", ["nearest"]), r"AutoAugment: interpolation is \['nearest'\]"),
+    (
+        lambda: train(augment=[AutoAugment(), RandAugment(interpolation="bilinear")]),
+        "the steps have different interpolations, bilinear and nearest",
+    ),
     (lambda: GaussianBlur(4), "GaussianBlur: kernel_size is 4; expected odd numbers of pixels"),
     (lambda: GaussianBlur((3, 2)), r"GaussianBlur: kernel_size is \(3, 2\); expected odd numbers"),
     (lambda: GaussianBlur(-1), "GaussianBlur: kernel_size is -1; expected at least 1"),

@@ -10,7 +10,7 @@ from tests.torchvision_ops import torchvision_or_skip
 def test_numbers():
     v1, v2 = (transforms.torchvision_train(f"IMAGENET1K_{name}") for name in ("V1", "V2"))
     assert transforms.torchvision_train() == v1 == transforms.train(224)
-    assert v2 == transforms.train(176, augment="trivial", erase=0.1)
+    assert v2 == transforms.train(176, augment=transforms.TrivialAugmentWide(interpolation="bilinear"), erase=0.1)
     assert transforms.torchvision_eval() == transforms.eval(224, resize=256)
     assert transforms.torchvision_eval("IMAGENET1K_V2") == transforms.eval(224, resize=232)
     jitter = transforms.ColorJitter(0.4, 0.4, 0.4)
