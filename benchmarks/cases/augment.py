@@ -1,5 +1,6 @@
 """Colour and geometry of bytes, between the resize and the last pass."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -23,14 +24,31 @@ BLUR = 23  # pixels, the kernel's side: a tenth of an image's, as in SimCLR (Che
 
 STEPS: dict[str, Step] = {
     "trivial": TrivialAugmentWide(),
+    "bilinear": TrivialAugmentWide(interpolation="bilinear"),
     "jitter": ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
     "blur": GaussianBlur(BLUR),
 }
 
 
-def affine(image: Image.Image, *matrix: float) -> Image.Image:
-    """Return the image with the pixel at `matrix` (x, y, 1) at (x, y)."""
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+def geometry(resample: Image.Resampling) -> dict[Kind, Callable[[Image.Image, float], Image.Image]]:
+    """Return what torchvision's transforms call to shear, translate and rotate."""
+
+    def affine(image: Image.Image, *matrix: float) -> Image.Image:  # the pixel at matrix (x, y, 1) goes to (x, y)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, resample)
+
+    def angle(shear: float) -> float:  # by way of degrees, whose roundings are torchvision's
+        return math.radians(math.degrees(math.atan(shear)))
+
+    def shear_y(image: Image.Image, rows: float) -> Image.Image:
+        return affine(image, 1, 0, 0, math.sin(angle(rows)) / math.cos(angle(rows)), 1, 0)
+
+    return {
+        Kind.SHEAR_X: lambda image, columns: affine(image, 1, math.tan(angle(columns)), 0, 0, 1, 0),
+        Kind.SHEAR_Y: shear_y,
+        Kind.TRANSLATE_X: lambda image, pixels: affine(image, 1, 0, -int(pixels), 0, 1, 0),
+        Kind.TRANSLATE_Y: lambda image, pixels: affine(image, 1, 0, 0, 0, 1, -int(pixels)),
+        Kind.ROTATE: lambda image, degrees: image.rotate(degrees, resample),
+    }
 
 
 def shift_hue(image: Image.Image, turns: float) -> Image.Image:
@@ -63,17 +81,13 @@ PILLOW: dict[Kind, Callable[[Image.Image, float], Image.Image]] = {
     Kind.SOLARIZE: ImageOps.solarize,
     Kind.AUTOCONTRAST: lambda image, _: ImageOps.autocontrast(image),
     Kind.EQUALIZE: lambda image, _: ImageOps.equalize(image),
-    Kind.SHEAR_X: lambda image, columns: affine(image, 1, columns, 0, 0, 1, 0),
-    Kind.SHEAR_Y: lambda image, rows: affine(image, 1, 0, 0, rows, 1, 0),
-    Kind.TRANSLATE_X: lambda image, pixels: affine(image, 1, 0, -int(pixels), 0, 1, 0),
-    Kind.TRANSLATE_Y: lambda image, pixels: affine(image, 1, 0, 0, 0, 1, -int(pixels)),
-    Kind.ROTATE: lambda image, degrees: image.rotate(degrees, Image.Resampling.NEAREST),
+    **geometry(Image.Resampling.NEAREST),
     Kind.GAUSSIAN_BLUR: blur,
 }
 
 
 class AugmentCase(Case):
-    """TrivialAugment, one operation an image, ColorJitter, four, and GaussianBlur: ours against the same by Pillow.
+    """TrivialAugment, one operation an image, also bilinear, ColorJitter, four, and GaussianBlur: ours and Pillow's.
 
     Blurs, which Pillow has none of, are PyTorch's convolution in two dimensions, as in torchvision. Pillow takes one
     image at a time, in each of as many threads as ours has, and its results are copied into a batch. Ours works in
@@ -132,10 +146,11 @@ class AugmentCase(Case):
     def _pillow(self) -> Run:
         images = [Image.fromarray(image.numpy()) for image in self.images]
         kinds, magnitudes = self.operations.kind.tolist(), self.operations.magnitude.tolist()
+        functions = PILLOW | geometry(Image.Resampling.BILINEAR) if self.operations.bilinear else PILLOW
 
         def augment(image: Image.Image, kinds: list[int], magnitudes: list[float], out: Tensor) -> None:
             for kind, magnitude in zip(kinds, magnitudes, strict=True):
-                image = PILLOW[Kind(kind)](image, magnitude)
+                image = functions[Kind(kind)](image, magnitude)
             out.copy_(torch.from_numpy(np.array(image)))
 
         def run() -> Tensor:

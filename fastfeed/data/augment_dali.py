@@ -1,7 +1,9 @@
 """The operations of augment.py as DALI operators, for images that DALI has on a GPU; they run on its CPU backend too.
 
-Pixels are Pillow's, by the same formulas and roundings, with three exceptions. Of a rotated image up to two pixels in
-ten thousand, as far from the next one as from their own, are the next one's: DALI warps in fp32. Equalizing follows
+Pixels are Pillow's, by the same formulas and roundings, with four exceptions. Of a rotated image up to two pixels in
+ten thousand, as far from the next one as from their own, are the next one's: DALI warps in fp32. Where pixels of
+sheared and rotated images are interpolated, six levels in a thousand are the next one (of noise four in a hundred), and
+a pixel at the edge may be inside for the one and outside for the other, one of an image's at most. Equalizing follows
 OpenCV, DALI's only rule, which spreads the levels differently. And of a blurred image one level in 100,000 is the next
 one, not always the same ones in its mirror image: DALI adds in another order than torchvision and augment.py. On a GPU,
 where products and sums are fused, the other operations may differ by a level.

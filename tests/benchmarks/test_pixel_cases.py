@@ -1,5 +1,7 @@
 """The cases of what is done to decoded pixels: that their checks see what is wrong, and their models of the work."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,7 @@ def augmented(change):
 WRONG_OPERATIONS = {
     "none": lambda of: Operations(np.zeros_like(of.kind), of.magnitude, of.fill),
     "others'": lambda of: of.at(np.roll(np.arange(64), 1)),
+    "nearest": lambda of: replace(of, bilinear=False),
     "narrow": lambda of: Operations(of.kind, of.magnitude, of.fill, of.kernel_size - 16),
     "filled": lambda of: Operations(of.kind, of.magnitude, (255, 255, 255)),
     "backwards": lambda of: Operations(of.kind[:, ::-1].copy(), of.magnitude[:, ::-1].copy(), of.fill),
@@ -126,6 +129,7 @@ WRONG_OPERATIONS = {
     ("step", "name"),
     [
         *(("trivial", "none"), ("trivial", "others'"), ("trivial", "filled"), ("jitter", "none")),
+        ("bilinear", "nearest"),
         *(("jitter", "backwards"), ("blur", "none"), ("blur", "others'"), ("blur", "narrow")),
     ],
 )

@@ -28,8 +28,10 @@ PIL = {
 
 # Of tensors: mean, bias, largest, and share beyond a level. torchvision resizes them by another arithmetic than
 # Pillow's; cuts off where Pillow rounds in grey, contrast and saturation; turns hues in floats, where Pillow does it in
-# bytes; and takes another one of two neighbours at equal distances, where it shears and turns.
+# bytes; and takes another one of two neighbours at equal distances, where it shears and turns; where it interpolates then, it rounds and
+# does not cut off, and blends the pixels at the edge with those outside.
 RESIZED, CUT, NEIGHBOURS = Difference(0.15, 0.01, 1, 0), Difference(0.6, 0.6, 1, 0), Difference(0.5, 0.3, 255, 0.03)
+INTERPOLATED = Difference(0.8, 0.2, 255, 0.08)
 TENSOR = {
     **PIL,
     **dict.fromkeys([name for name in ROWS if "Resize" in name], RESIZED),
@@ -38,6 +40,7 @@ TENSOR = {
     "RandomAutocontrast": Difference(0.05, 0.05, 1, 0),
     **dict.fromkeys(["ColorJitter(hue)", "ColorJitter(0.4, 0.4, 0.4, 0.1)"], Difference(1.2, 0.4, 25, 0.3)),
     **dict.fromkeys(["AutoAugment", "RandAugment", "TrivialAugmentWide"], NEIGHBOURS),
+    **dict.fromkeys([name for name in ROWS if name.endswith(", bilinear")], INTERPOLATED),
 }
 
 
