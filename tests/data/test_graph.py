@@ -77,7 +77,10 @@ def test_dali_resizes_as_the_extension_does(source, crop):
         assert difference.float().mean() < 1
 
 
-@pytest.mark.parametrize("auto_augment", [None, "trivial", "rand", "auto"])
+BILINEAR = transforms.TrivialAugmentWide(interpolation="bilinear")
+
+
+@pytest.mark.parametrize("auto_augment", [None, "trivial", "rand", "auto", BILINEAR])
 def test_dali_augments_as_the_extension_does(source, auto_augment):
     # Not resized, so that pixels are the same before; and without equalizing, where DALI has another rule.
     jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)
@@ -98,8 +101,11 @@ def test_dali_augments_as_the_extension_does(source, auto_augment):
             if Kind.EQUALIZE in one.operations.kind[i]:
                 continue
             compared += 1
-            # Turned images have single pixels that are nearly as near as their neighbours.
-            assert ((a[i] != b[i]).any(dim=2).float().mean() < 0.01).item()
+            # Turned images have single pixels that are nearly as near as their neighbours. Levels of interpolated ones
+            # may be the next ones, and the colours' jitter doubles it.
+            tolerance = 2 if auto_augment == BILINEAR else 0
+            different = (a[i].int() - b[i]).abs() > tolerance
+            assert (different.any(dim=2).float().mean() < 0.01).item()
     assert compared > 24
 
 
