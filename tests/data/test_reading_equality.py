@@ -28,8 +28,8 @@ PIL = {
 
 # Of tensors: mean, bias, largest, and share beyond a level. torchvision resizes them by another arithmetic than
 # Pillow's; cuts off where Pillow rounds in grey, contrast and saturation; turns hues in floats, where Pillow does it in
-# bytes; and takes another one of two neighbours at equal distances, where it shears and turns; where it interpolates then, it rounds and
-# does not cut off, and blends the pixels at the edge with those outside.
+# bytes; and takes another one of two neighbours at equal distances, where it shears and turns; where it interpolates
+# then, it rounds and does not cut off, and blends the pixels at the edge with those outside.
 RESIZED, CUT, NEIGHBOURS = Difference(0.15, 0.01, 1, 0), Difference(0.6, 0.6, 1, 0), Difference(0.5, 0.3, 255, 0.03)
 INTERPOLATED = Difference(0.8, 0.2, 255, 0.08)
 TENSOR = {
