@@ -1,10 +1,13 @@
 #include "bilinear.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "simd.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace fastfeed {
 namespace {
@@ -13,21 +16,19 @@ namespace {
 
 // The channels of a pixel side by side, and a fourth that is not used. Compilers split these into what the processor
 // has.
-typedef uint8_t Bytes __attribute__((vector_size(16)));
-typedef uint16_t Words __attribute__((vector_size(16)));
 typedef int32_t Whole __attribute__((vector_size(16)));
 typedef double Vector __attribute__((vector_size(32)));
 
 FASTFEED_INLINE void load(const uint8_t* pixel, Vector& vector) {
+#if defined(__x86_64__)
     int32_t four;
     std::memcpy(&four, pixel, sizeof four);
-    // Zeros between the bytes, twice: compilers make single instructions of it.
-    const auto bytes = reinterpret_cast<Bytes>(Whole{four});
-    const auto words = reinterpret_cast<Words>(
-        __builtin_shufflevector(bytes, Bytes{}, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
-    const auto whole =
-        reinterpret_cast<Whole>(__builtin_shufflevector(words, Words{}, 0, 8, 1, 9, 2, 10, 3, 11));
-    vector = __builtin_convertvector(whole, Vector);
+    const __m128i zero = _mm_setzero_si128(), words = _mm_unpacklo_epi8(_mm_cvtsi32_si128(four), zero);
+    vector = __builtin_convertvector(reinterpret_cast<Whole>(_mm_unpacklo_epi16(words, zero)), Vector);
+#else
+    for (int c = 0; c < 3; ++c) vector[c] = pixel[c];
+    vector[3] = 0;
+#endif
 }
 
 FASTFEED_INLINE void store(const Vector& vector, uint8_t* pixel) {

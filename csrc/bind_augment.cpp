@@ -53,7 +53,8 @@ void bind_augment(py::module_& m) {
         },
         "Do operations on contiguous uint8 images [N, H, W, 3] in place, or, with an object that keeps their memory\n"
         "alive, begin to and return a Ticket. kind is uint8 [N, K], magnitude float32 [N, K] and kernel_size int32\n"
-        "[N, K, 2], height and width, of blurs; all are copied. With bilinear, shears and rotations interpolate. Raises ValueError for arrays of another shape,\n"
+        "[N, K, 2], height and width, of blurs; all are copied. With bilinear, shears and rotations\n"
+        "interpolate, or they take the nearest pixel. Raises ValueError for arrays of another shape,\n"
         "unknown kinds, and magnitudes or kernels that a kind cannot have.",
         py::arg("pool"), py::arg("address"), py::arg("shape"), py::arg("kind").noconvert(),
         py::arg("magnitude").noconvert(), py::arg("kernel_size").noconvert(), py::arg("fill"), py::arg("bilinear"),

@@ -26,8 +26,8 @@ def torchvision_train(recipe: str = "IMAGENET1K_V1") -> Transform:
 
     - "IMAGENET1K_V1": random resized crop to 224, flip. Besides: 90 epochs of SGD with momentum 0.9, learning rate 0.1
       for 256 images, divided by 10 every 30 epochs, weight decay 1e-4.
-    - "IMAGENET1K_V2": random resized crop to 176, flip, bilinear TrivialAugmentWide, erasing with probability
-      0.1. Besides: ``mix=fastfeed.Mix(mixup=0.2, cutmix=1.0)``, label smoothing 0.1, four copies of each sample
+    - "IMAGENET1K_V2": random resized crop to 176, flip, bilinear TrivialAugmentWide, erasing with probability 0.1.
+      Besides: ``mix=fastfeed.Mix(mixup=0.2, cutmix=1.0)``, label smoothing 0.1, four copies of each sample
       (``sampler=fastfeed.data.RepeatedAugmentation(4)``), 600 epochs of SGD with learning rate 0.5 for 1024 images,
       cosine after five epochs of linear warmup, weight decay 2e-5 but for normalization layers, an average of the
       weights.

@@ -21,7 +21,6 @@ from fastfeed.data.declarations import (
 from fastfeed.data.policies import POLICIES, Kind
 
 Fill = int | Sequence[int] | None
-
 AUTO_INTERPOLATIONS = ("nearest", "bilinear")
 
 _UINT16 = 0xFFFF
@@ -269,8 +268,7 @@ class TrivialAugmentWide:
 
     Raises:
         TypeError: for a number of bins that is no whole number, or a fill of another type.
-        ValueError: for fewer than 2 bins, another interpolation, or a fill that has not one or three levels from 0 to
-            255.
+        ValueError: for fewer than 2 bins, another interpolation, or a fill that is not one or three levels, 0 to 255.
     """
 
     num_magnitude_bins: int = 31
@@ -421,11 +419,7 @@ def mirrors_alike(steps: Sequence[Step]) -> bool:
 
 
 def common_fill(steps: Sequence[Step]) -> tuple[int, int, int]:
-    """Return the levels that all of these steps fill with, and 0 if none does.
-
-    Raises:
-        ValueError: if they differ.
-    """
+    """Return the levels that all of these steps fill with, 0 if none does, or raise a ValueError if they differ."""
     fills = {_fill_levels(type(step).__name__, step.fill) for step in _automatic(steps)}
     if len(fills) > 1:
         raise ValueError(f"the steps have different fills, {' and '.join(map(str, sorted(fills)))}; give all the same")
@@ -433,15 +427,11 @@ def common_fill(steps: Sequence[Step]) -> tuple[int, int, int]:
 
 
 def common_interpolation(steps: Sequence[Step]) -> str:
-    """Return how all of these steps shear and rotate, "nearest" if none does.
-
-    Raises:
-        ValueError: if they differ.
-    """
-    found = sorted({step.interpolation for step in _automatic(steps)})
+    """Return how all of these steps shear and rotate, "nearest" if none does, or raise a ValueError if they differ."""
+    found = {step.interpolation for step in _automatic(steps)}
     if len(found) > 1:
-        raise ValueError(f"the steps have different interpolations, {' and '.join(found)}; give all the same")
-    return found[0] if found else "nearest"
+        raise ValueError(f"the steps have different interpolations, {' and '.join(sorted(found))}; give all the same")
+    return next(iter(found), "nearest")
 
 
 def _automatic(steps: Sequence[Step]) -> list[TrivialAugmentWide | RandAugment | AutoAugment]:
