@@ -1,6 +1,7 @@
 """Other people's packages: used where they are installed, reported as absent where not."""
 
 import importlib
+import sys
 from importlib import metadata
 from types import ModuleType
 
@@ -20,7 +21,12 @@ def need(module: str, install: str = 'pip install ".[peers]"') -> ModuleType:
         Absent: it is not installed, or what is installed cannot be imported here.
     """
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+        compiled = sys.modules.get("torchvision.extension")
+        if compiled is not None and not compiled._has_ops() and module.split(".")[0] in ("timm", "torchvision"):
+            # Its Python part may have been imported here all the same, but not in a worker.
+            raise RuntimeError("torchvision's compiled part does not load with this PyTorch")
+        return found
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
             raise Absent(f"not installed: {install}") from None

@@ -42,7 +42,6 @@ class Decoding:
         epochs: Epochs,
         *,
         batched: bool,
-        seed: int,
         threads: int,
         depth: int,
         size: SizeSchedule | None,
@@ -62,7 +61,6 @@ class Decoding:
         self._source = source
         self._transform = transform
         self._batched = batched
-        self._seed = seed
         self._threads = threads
         self._depth = depth
         self._device = device
@@ -73,7 +71,7 @@ class Decoding:
         self._grouped = tta is not None
         self._report = Report(on_error, max_errors)
         self._preparer = Preparer(
-            source, transform, seed=seed, size=size, max_pixels=max_pixels, exif=exif, threads=threads, tta=tta
+            source, transform, seed=epochs.seed, size=size, max_pixels=max_pixels, exif=exif, threads=threads, tta=tta
         )
         # On a GPU the pass is queued on the consumer's stream as soon as DALI's work is: nothing is gained by waiting.
         self._lag = 0 if device.type == "cuda" else 1
@@ -127,12 +125,12 @@ class Decoding:
             batch.append(replace(info, valid=next(rest)))
         if not self._batched:
             batch = [images[0], _first(batch[1]), *batch[2:]]
-        return Given(tuple(batch), progress)
+        return Given(batch, progress)
 
     def _decoded(self, start: dict[str, Any], epochs: Epochs) -> Iterator[Work]:
         # An iterator owns a graph while it runs: two over one loader do not mix their batches.
         graph, epoch, count = self._take_graph(start, epochs), start["epoch"], start["bad"]
-        prepared = ahead((self._preparer.prepare(epoch, picks) for picks in epochs.steps(start)), depth=1)
+        prepared = ahead((self._preparer.prepare(epoch, picks, epochs.seed) for picks in epochs.steps(start)), depth=1)
         pending: deque[Prepared] = deque()
         begun: deque[tuple[Prepared, Images]] = deque()
         lag = 0
@@ -202,7 +200,7 @@ class Decoding:
             position = int(picks.position[0])
             # Targets are of one kind, whether or not anything is mixed: the loss is for that kind.
             declared = self._mix if self.mixing else replace(self._mix, probability=0.0)
-            mix = draw_mix(declared, n, height, width, seed=self._seed, epoch=epoch, batch=position)
+            mix = draw_mix(declared, n, height, width, seed=epochs.seed, epoch=epoch, batch=position)
             mixing = {"partner": mix.partner, "weight": mix.weight, "cut": mix.box}
             targets = mix_target(targets, mix)
         noise = plan.noise_key if self._noise else None

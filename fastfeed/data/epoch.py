@@ -104,7 +104,7 @@ class Epochs:
         self._labels = labels
         self._sampler = sampler
         self._batch_size = batch_size
-        self._seed = seed
+        self.seed = seed
         self._rank = rank
         self._world_size = world_size
         self._drop_last = drop_last
@@ -153,7 +153,7 @@ class Epochs:
         if isinstance(self._sampler, TorchSampler):
             yield from self._sampler.batches(self._size, batch_size, epoch=epoch, state=start["sampler"], **how)
             return
-        picks = self._sampler.picks(self._size or 0, self._labels, seed=self._seed, epoch=epoch)
+        picks = self._sampler.picks(self._size or 0, self._labels, seed=self.seed, epoch=epoch)
         yield from Batches(picks, batch_size, **how)
 
     def _size_of_steps(self, start: dict[str, Any]) -> BatchSize:

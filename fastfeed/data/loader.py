@@ -1,6 +1,7 @@
 """DataLoader: PyTorch's, by DALI where that can be, and by PyTorch's workers where not."""
 
 import inspect
+import types
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,17 @@ from fastfeed.data.epoch import EpochBatchSampler, EpochIterator, Epochs, EpochS
 from fastfeed.data.errors import BadSample
 from fastfeed.data.mix import Mix, check_addresses
 from fastfeed.data.order import rank_and_world_size
-from fastfeed.data.route import as_dataset, choose_route, labels_of, length_of, make_order
+from fastfeed.data.route import (
+    as_dataset,
+    check_declarations,
+    choose_route,
+    labels_of,
+    length_of,
+    make_order,
+    say_dealt,
+)
 from fastfeed.data.schedule import BatchSizeSchedule, SizeSchedule
+from fastfeed.data.sources import Source
 from fastfeed.data.torch_samplers import TorchSampler
 from fastfeed.data.views import TTA
 from fastfeed.data.workers import Workers
@@ -67,13 +77,16 @@ class DataLoader:
             LOCAL_RANK), if there is one that PyTorch and the extension can use, else the CPU.
         dtype: torch.float32, torch.float16 or torch.bfloat16; by default what the dataset's transform makes, else
             float32.
-        memory_format: torch.channels_last, which is the default, or torch.contiguous_format.
+        memory_format: torch.channels_last, which is the default of a folder or a source, or torch.contiguous_format,
+            that of a dataset of PyTorch's, whose script may call `view`.
         mix: mixup, cutmix or both, after everything else. Class indices become a `fastfeed.MixedTarget`, and targets
             of floating-point rows, [N, ...] (several labels at once, say), are mixed as they are; there must be no
             other targets.
         stable_addresses: put every batch's tensors at the addresses of the first batch's, for steps captured in a CUDA
             graph. A batch is then overwritten by the next one, and all must have one size: see `drop_last`.
-        seed: 64 bits; decides the order and every random choice, but those that a dataset makes itself.
+        seed: 64 bits; decides the order and every random choice, but those that a dataset makes itself. By default 0
+            for a folder or a source. For a dataset of PyTorch's it is drawn from PyTorch's global generator when the
+            loader is made, so that ``torch.manual_seed`` decides it, and is 0 where several ranks share an epoch.
         on_error: what a bad sample does (a file that is missing, empty, truncated, of another format, or too large):
             "raise" a `SampleError` when its batch's turn comes; "replace" it by another one of its batch (or, if all
             are bad, by grey pixels), marked in `SampleInfo.valid`; or "drop" it, so that its batch is smaller. A batch
@@ -120,6 +133,7 @@ class DataLoader:
     """
 
     _made = False
+    __class_getitem__: Any = classmethod(types.GenericAlias)  # for annotations, as PyTorch's: DataLoader[Any]
 
     def __init__(
         self,
@@ -148,7 +162,7 @@ class DataLoader:
         memory_format: torch.memory_format | None = None,
         mix: Mix | None = None,
         stable_addresses: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         on_error: str = "raise",
         max_errors: float | None = None,
         max_pixels: int = MAX_PIXELS,
@@ -173,20 +187,11 @@ class DataLoader:
         if prefetch_factor is not None:
             prefetch_factor = check_whole("prefetch_factor", prefetch_factor, 1)
         self.prefetch_factor = 2 if prefetch_factor is None and num_workers > 0 else prefetch_factor
-        self.seed = check_whole("seed", seed, 0, 2**64 - 1)
+        if seed is not None:
+            seed = check_whole("seed", seed, 0, 2**64 - 1)
         info, exif = flag("info", info), flag("exif", exif)
         max_pixels = check_whole("max_pixels", max_pixels, 1)
-        if mix is not None and not isinstance(mix, Mix):
-            raise TypeError(f"mix is {type(mix).__name__}; expected a fastfeed.Mix, as fastfeed.Mix(mixup=0.2)")
-        if tta is not None and not isinstance(tta, TTA):
-            raise TypeError(f"tta is {tta!r}; expected a fastfeed.transforms.TTA, as TTA(crops=5)")
-        if tta is not None and mix is not None:
-            raise ValueError("mix goes with training, and tta with evaluation: leave one of them out")
-        if size is not None and not callable(size):
-            raise TypeError(
-                f"size is {size!r}; expected a function of the epoch and the step: one size belongs to the transform, "
-                "as fastfeed.transforms.train(224)"
-            )
+        check_declarations(mix, size, tta)
         if flag("stable_addresses", stable_addresses) and on_error == "drop":
             raise ValueError(
                 "stable_addresses needs batches of one size: take on_error='replace' or 'raise', not 'drop'"
@@ -195,7 +200,11 @@ class DataLoader:
             rank, world_size = rank_and_world_size(rank, world_size)
         self._rank, self._world_size = rank, world_size
         self.dataset = dataset = as_dataset(dataset)
-        self._iterable = isinstance(dataset, IterableDataset)
+        self._iterable, own = isinstance(dataset, IterableDataset), isinstance(dataset, Source)
+        self._seed_is_drawn = seed is None and not own
+        # As PyTorch draws those of its workers.
+        drawn = int(torch.empty((), dtype=torch.int64).random_().item()) if self._seed_is_drawn else 0
+        self._seed = drawn if seed is None else seed
         self._given_sampler, self._given_batch_sampler = sampler, batch_sampler
         self._order = make_order(
             dataset, batch_size, self.shuffle, sampler, batch_sampler, drop_last=self.drop_last, generator=generator
@@ -205,6 +214,7 @@ class DataLoader:
         self.collate_fn = collate_fn or (default_collate if batched else default_convert)
         self.device = choose_device(device)
         route = choose_route(dataset, transform, collate_fn, mix, backend)
+        self._route = route
         self.backend = "torch" if route.source is None else "dali"
         self.transform = route.transform
         self.mix = mix or route.mix
@@ -259,12 +269,11 @@ class DataLoader:
                 route.source,
                 route.transform,
                 self._epochs(rank=0, world_size=1),
-                seed=self.seed,
                 threads=choose_threads("num_workers", num_workers),
                 depth=self.prefetch_factor or 2,
                 size=size,
                 dtype=dtype or route.dtype or torch.float32,
-                memory_format=memory_format or torch.channels_last,
+                memory_format=memory_format or (torch.channels_last if own else torch.contiguous_format),
                 mix=self.mix,
                 on_error=on_error,
                 max_errors=max_errors,
@@ -273,6 +282,9 @@ class DataLoader:
                 tta=tta,
                 **common,
             )
+        if route.source is not None and isinstance(self._order, TorchSampler):
+            self._order.draw_seeds_of_workers()
+        self._begun = False  # ever
         self._epoch = 0
         self._closed = False  # and not used since
         # The last batch that was given; None between epochs, where `_resume` is where the next `iter()` begins.
@@ -306,6 +318,14 @@ class DataLoader:
     def _size(self) -> int | None:
         # Now: a dataset of PyTorch's may grow between epochs.
         return None if self._iterable else length_of(self._counted, self._order)
+
+    @property
+    def seed(self) -> int:
+        """What was given, or drawn; 0 instead of what was drawn where several ranks share an epoch."""
+        return self._seed_for(self.world_size)
+
+    def _seed_for(self, world_size: int) -> int:
+        return 0 if self._seed_is_drawn and world_size > 1 else self._seed
 
     @property
     def sampler(self) -> Any:
@@ -394,6 +414,8 @@ class DataLoader:
                 f"the state has no {', '.join(sorted(missing))}, only {', '.join(map(str, state)) or 'nothing'}: "
                 "expected what DataLoader.state_dict() returned"
             )
+        if self._seed_is_drawn:  # nobody chose it: the state's goes on
+            self._seed, self._seed_is_drawn = check_whole("the state's seed", state["seed"], 0, 2**64 - 1), False
         for name, own in self._identity().items():
             if state[name] != own:
                 raise ValueError(
@@ -429,6 +451,10 @@ class DataLoader:
         this.start = start = self._next_start()
         self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
         self._newest, self._closed = this, False
+        self._route.check_unchanged(self.dataset)
+        if self._rank is None and not isinstance(self._order, TorchSampler) and not self._begun:
+            say_dealt(self.dataset, self.world_size)
+        self._begun = True
         batches = self._engine.run(start, this.epochs)
         try:
             # `map`, which keeps no reference to what it gives: the batch is the consumer's.
@@ -464,7 +490,7 @@ class DataLoader:
             self._labels,
             self._order,
             self._batch_size,
-            self.seed,
+            self._seed_for(world_size),
             rank,
             world_size,
             drop_last=self.drop_last if drop_last is None else drop_last,
@@ -472,8 +498,9 @@ class DataLoader:
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for a state to go on where it was."""
-        order = self._order.identity(self.world_size) if isinstance(self._order, TorchSampler) else self._order_name
-        return {"seed": self.seed, "samples": self._size, "order": order}
+        world_size = self.world_size
+        order = self._order.identity(world_size) if isinstance(self._order, TorchSampler) else self._order_name
+        return {"seed": self._seed_for(world_size), "samples": self._size, "order": order}
 
     def _adopt_epoch(self) -> None:
         """Take over an epoch that a script set by a PyTorch sampler's `set_epoch`, as it does for PyTorch's loader."""

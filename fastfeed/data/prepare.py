@@ -100,8 +100,9 @@ class Preparer:
         except (TypeError, ValueError) as error:
             raise type(error)(f"size(epoch={epoch}, step={step}) gave {size!r}: {error}") from error
 
-    def prepare(self, epoch: int, picks: BatchPicks) -> Prepared:
-        """Read and plan one batch."""
+    def prepare(self, epoch: int, picks: BatchPicks, seed: int | None = None) -> Prepared:
+        """Read and plan one batch; by `seed`, if it is given, instead of the one before."""
+        seed = self._seed if seed is None else seed
         read = self._source.read(picks.index, self._pool)
         bad = {i: error for i, error in enumerate(read.errors) if error is not None}
         sizes = read.sizes
@@ -120,14 +121,14 @@ class Preparer:
         positions = list(bad)
         sizes = sizes.copy()
         sizes[positions] = size  # of which any transform can make a plan
-        plan = make_plan(self._transform, sizes, picks.index, picks.copy, seed=self._seed, epoch=epoch, size=size)
+        plan = make_plan(self._transform, sizes, picks.index, picks.copy, seed=seed, epoch=epoch, size=size)
         if self._tta is not None:
             plan = view_plan(self._tta, self._transform, plan, sizes, size)
         data = list(read.data)
         failed = self._known_to_fail(picks.index, data, bad)
         # All views of a sample are augmented alike.
         indices, copies = (np.repeat(values, len(plan.start) // len(data)) for values in (picks.index, picks.copy))
-        operations = draw_augmentations(self._transform, plan, indices, copies, seed=self._seed, epoch=epoch, size=size)
+        operations = draw_augmentations(self._transform, plan, indices, copies, seed=seed, epoch=epoch, size=size)
         entry = Entry(data, plan, size, operations)
         positions += failed
         blank(plan, entry.rows(positions))

@@ -7,18 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from fastfeed.data.mix import Mix
-from fastfeed.data.reading import Unreadable, read_collate, read_dataset, read_transform
+from fastfeed.data.reading import Unreadable, read_collate, read_dataset, read_transform, snapshot, unchanged
 from fastfeed.data.samplers import Labels, Sampler, Sequential, Shuffled
 from fastfeed.data.sources import FolderSource, Source
 from fastfeed.data.torch_samplers import GeneratedOrder, TorchSampler
 from fastfeed.data.transforms import Transform, train
+from fastfeed.data.views import TTA
 
 _LOG = logging.getLogger("fastfeed")
 
 BACKENDS = ("dali", "torch")
+
+
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Route:
         dtype: what the dataset's own transform converts to, where it says.
         mix: what the collate function does.
         reasons: for PyTorch's workers.
+        snapshot: of a dataset of PyTorch's that DALI decodes, as it was read.
     """
 
     source: Source | None
@@ -38,6 +43,15 @@ class Route:
     dtype: torch.dtype | None = None
     mix: Mix | None = None
     reasons: tuple[str, ...] = ()
+    snapshot: list[Any] | None = None
+
+    def check_unchanged(self, dataset: Any) -> None:
+        """Raise RuntimeError if a dataset that was read has another transform now, or other samples."""
+        if self.snapshot is not None and not unchanged(self.snapshot, snapshot(dataset)):
+            raise RuntimeError(
+                f"{type(dataset).__name__} was changed, its transform or its samples, after the DataLoader was made, "
+                "which had read them: make a new DataLoader"
+            )
 
     def refuse(self, **arguments: Any) -> None:
         """Raise ValueError, where PyTorch's workers make the batches, for arguments that only DALI's path has.
@@ -71,6 +85,25 @@ def as_dataset(dataset: Any) -> Any:
     )
 
 
+def check_declarations(mix: Any, size: Any, tta: Any) -> None:
+    """Raise for declarations of another kind, or that do not go together.
+
+    Raises:
+        TypeError, ValueError: as `DataLoader`.
+    """
+    if mix is not None and not isinstance(mix, Mix):
+        raise TypeError(f"mix is {type(mix).__name__}; expected a fastfeed.Mix, as fastfeed.Mix(mixup=0.2)")
+    if tta is not None and not isinstance(tta, TTA):
+        raise TypeError(f"tta is {tta!r}; expected a fastfeed.transforms.TTA, as TTA(crops=5)")
+    if tta is not None and mix is not None:
+        raise ValueError("mix goes with training, and tta with evaluation: leave one of them out")
+    if size is not None and not callable(size):
+        raise TypeError(
+            f"size is {size!r}; expected a function of the epoch and the step: one size belongs to the transform, "
+            "as fastfeed.transforms.train(224)"
+        )
+
+
 def choose_route(dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None, backend: str | None) -> Route:
     """Return which way a dataset goes, and log it.
 
@@ -87,6 +120,7 @@ def choose_route(dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None,
     """
     if backend not in (None, *BACKENDS):
         raise ValueError(f"backend is {backend!r}; expected 'dali', 'torch', or None to choose")
+    iterable = isinstance(dataset, IterableDataset)
     reasons: list[str] = []
     level = logging.WARNING
     source = own = dtype = mix_of_collate = None
@@ -116,12 +150,18 @@ def choose_route(dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None,
         reasons, level = ["backend='torch' asks for them"], logging.INFO
     elif backend == "dali" and reasons:
         raise ValueError(f"backend='dali', but DALI cannot take this dataset: {'; '.join(reasons)}")
+    if reasons and getattr(type(dataset), "__getitem__", None) is Dataset.__getitem__ and not iterable:
+        raise TypeError(
+            f"{type(dataset).__name__} has no __getitem__, which PyTorch's workers need, and DALI cannot take it: "
+            f"{'; '.join(reasons)}"
+        )
     if reasons:
         _LOG.log(level, "DataLoader: PyTorch's workers make the batches: %s", "; ".join(reasons))
         return Route(None, own or train(), reasons=tuple(reasons))
     assert source is not None
     _LOG.info("DataLoader: DALI decodes %s", type(dataset).__name__)
-    return Route(source, own or train(), dtype, mix_of_collate)
+    read = None if isinstance(dataset, Source) else snapshot(dataset)
+    return Route(source, own or train(), dtype, mix_of_collate, snapshot=read)
 
 
 def make_order(
@@ -159,6 +199,17 @@ def make_order(
     return Shuffled() if shuffle else Sequential()
 
 
+def say_dealt(dataset: Any, world_size: int) -> None:
+    """Log that the ranks share the samples of a dataset of PyTorch's, which they do not in PyTorch's loader."""
+    if world_size > 1 and not isinstance(dataset, Source | IterableDataset):
+        _LOG.warning(
+            "DataLoader: the samples of %s are dealt to %d ranks, for no sampler was given; rank=0, world_size=1 gives "
+            "every rank all of them",
+            type(dataset).__name__,
+            world_size,
+        )
+
+
 def length_of(dataset: Any, order: Sampler | TorchSampler) -> int | None:
     """Return the number of samples; None of a map-style dataset that has none, which a PyTorch sampler may go with."""
     try:
@@ -172,10 +223,14 @@ def length_of(dataset: Any, order: Sampler | TorchSampler) -> int | None:
 def labels_of(dataset: Any) -> Labels | None:
     """Return [N] class indices, if a dataset has them as torchvision's do, in `targets`."""
     targets = getattr(dataset, "targets", None)
-    if not isinstance(targets, list | np.ndarray | torch.Tensor) or len(targets) == 0:
+    if isinstance(targets, torch.Tensor):
+        targets = targets.detach().cpu().numpy() if targets.dtype in _WHOLE and targets.dim() == 1 else None
+    elif isinstance(targets, list):
+        is_whole = all(isinstance(target, int | np.integer) and not isinstance(target, bool) for target in targets)
+        targets = np.array(targets, np.int64) if targets and is_whole else None
+    if not isinstance(targets, np.ndarray) or targets.ndim != 1 or targets.dtype.kind not in "iu" or not len(targets):
         return None
-    labels = np.asarray(targets)
-    return labels.astype(np.int64) if labels.ndim == 1 and labels.dtype.kind in "iu" else None
+    return targets.astype(np.int64)
 
 
 def _given_transform(transform: Any) -> tuple[Transform, torch.dtype | None]:

@@ -23,6 +23,7 @@ class GeneratedOrder(torch.utils.data.RandomSampler):
 
     def __init__(self, dataset: Sized, generator: torch.Generator) -> None:
         super().__init__(dataset, generator=generator)
+        self.draws_seed = False  # before the indices, as PyTorch's loader does for its workers
         self._state: dict[str, Any] = {"generator": "", "given": 0}
         self._resumes = False
 
@@ -33,6 +34,8 @@ class GeneratedOrder(torch.utils.data.RandomSampler):
         else:
             state = {"generator": bytes(self.generator.get_state().tolist()).hex(), "given": 0}
         self._state = state
+        if self.draws_seed:
+            torch.empty((), dtype=torch.int64).random_(generator=self.generator)
         for index in itertools.islice(super().__iter__(), state["given"], None):
             state["given"] += 1
             yield index
@@ -169,6 +172,11 @@ class TorchSampler:
                 # A copy: the sampler may give its own, and change it.
                 sampler_state=deepcopy(self.sampler.state_dict()) if self._stateful else None,  # type: ignore[attr-defined]
             )
+
+    def draw_seeds_of_workers(self) -> None:
+        """Have an order by a generator draw what PyTorch's loader draws for its workers, where that has no part."""
+        if isinstance(self.sampler, GeneratedOrder):
+            self.sampler.draws_seed = True
 
     def epoch_set_elsewhere(self) -> int | None:
         """Return the sampler's epoch, if it was set by somebody else since `batches` set it."""

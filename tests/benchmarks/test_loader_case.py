@@ -283,6 +283,7 @@ def test_what_is_not_installed_is_absent(case, provider, module, install, monkey
     if provider == "torchvision uint8":
         monkeypatch.setitem(sys.modules, "torchvision.transforms.v2", ModuleType("v2"))
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "torchvision.extension", raising=False)
     with pytest.raises(Absent, match=f"not installed: {install}"):
         case.check(provider)
     with pytest.raises(Absent):

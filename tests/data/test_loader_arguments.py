@@ -152,7 +152,6 @@ def test_an_iterator_that_is_closed(folder):
     ({"num_workers": 1.5}, ValueError, "num_workers is 1.5"),
     ({"prefetch_factor": 1.5}, ValueError, "prefetch_factor is 1.5"),
     ({"seed": 0.0}, ValueError, "seed is 0.0"),
-    ({"seed": None}, ValueError, "seed is None"),
     ({"max_pixels": 1e6}, ValueError, "max_pixels is 1000000.0"),
     ({"max_errors": True}, ValueError, "max_errors is True"),
     ({"max_errors": np.float32(1.5)}, ValueError, "max_errors is .*1.5"),

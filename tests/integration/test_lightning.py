@@ -58,7 +58,7 @@ def trainer(tmp_path, **options):
 
 
 def make(shuffle=True, workers=0):
-    return DataLoader(ROWS, 3, shuffle=shuffle, num_workers=workers, device="cpu")
+    return DataLoader(ROWS, 3, shuffle=shuffle, num_workers=workers, device="cpu", seed=0)
 
 
 def steps(epochs, loader):

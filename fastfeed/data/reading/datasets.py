@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL.ImageFile
 import torch
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
@@ -74,6 +75,21 @@ def read_dataset(dataset: Any) -> Reading:
     except (TypeError, ValueError) as error:  # targets of different kinds, say
         raise Unreadable([f"{_name(dataset)}: {error}"]) from error
     return Reading(source, transform, dtype)
+
+
+def snapshot(dataset: Any) -> list[Any]:
+    """Return what `read_dataset` reads of a dataset, to see later with `unchanged` whether somebody has set it anew."""
+    if isinstance(dataset, Subset):
+        return [dataset.indices, *snapshot(dataset.dataset)]
+    if isinstance(dataset, ConcatDataset):
+        return [found for part in dataset.datasets for found in snapshot(part)]
+    return [len(dataset), *(getattr(dataset, name, None) for name in ("samples", "transform", "target_transform"))]
+
+
+def unchanged(before: list[Any], after: list[Any]) -> bool:
+    """Whether two snapshots have the same objects, and datasets of the same lengths."""
+    same = (a == b if isinstance(a, int) else a is b for a, b in zip(before, after, strict=False))
+    return len(before) == len(after) and all(same)
 
 
 def _flatten(dataset: Any, reasons: list[str]) -> tuple[list[Any], Int64]:
@@ -156,6 +172,8 @@ def _check_folder(dataset: Any, indices: Int64, reasons: list[str]) -> None:
     elif sys.modules["torchvision"].get_image_backend() != "PIL":
         backend = sys.modules["torchvision"].get_image_backend()
         reasons.append(f"{name}: torchvision's image backend is {backend!r}, and only 'PIL' can be done")
+    if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
+        reasons.append(f"{name}: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, and DALI loads no truncated images")
     paths = [str(dataset.samples[i][0]) for i in indices]
     others = [path for path in paths if not path.lower().endswith(IMAGE_EXTENSIONS)]
     if others:
