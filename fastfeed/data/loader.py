@@ -30,7 +30,7 @@ from fastfeed.data.schedule import BatchSizeSchedule, SizeSchedule
 from fastfeed.data.sources import Source
 from fastfeed.data.torch_samplers import TorchSampler
 from fastfeed.data.views import TTA
-from fastfeed.data.workers import Workers
+from fastfeed.data.workers import WORKER_OPTIONS, Workers
 
 MAX_PIXELS = 178_956_970  # as Pillow, which takes larger images for decompression bombs
 
@@ -129,7 +129,8 @@ class DataLoader:
     While iterating: `SampleError` for bad samples as above, after every batch before theirs was given; what a dataset
     raises in a worker, with the worker's traceback.
 
-    What the arguments set stays as it is: to set such an attribute later raises ValueError.
+    What the arguments set stays as it is: to set such an attribute later raises ValueError. With PyTorch's workers what
+    PyTorch's loader lets one set can be set here too, for the next epoch.
     """
 
     _made = False
@@ -296,7 +297,9 @@ class DataLoader:
     def __setattr__(self, name: str, value: object) -> None:
         # Threads, DALI's graph and the last pass are made from the arguments: to set one later would do nothing, or
         # half of what is meant.
-        if self._made and name in _ARGUMENTS:
+        if self._made and isinstance(self._engine, Workers) and name in WORKER_OPTIONS:
+            self._engine.set_option(name, value)
+        elif self._made and name in _ARGUMENTS:
             raise ValueError(
                 f"{name} cannot be set once the DataLoader is made: make another one, which goes on from this one's "
                 "state_dict() with load_state_dict(). Image sizes can change by `size`, a schedule; the epoch by "

@@ -17,6 +17,19 @@ from fastfeed.data.ring import Done, Rings, Work
 from fastfeed.data.tree import leaves, replace_leaves
 
 _END = object()
+# What PyTorch's loader lets one set later.
+WORKER_OPTIONS = (
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "pin_memory_device",
+)
+
 _AHEAD_ON_GPU = 2  # batches that are copied while the consumer works on one
 
 
@@ -50,8 +63,6 @@ class Workers:
         self._dataset = dataset
         self._info = info
         self._iterable = isinstance(dataset, IterableDataset)
-        # Only without workers is the dataset that is iterated over this one, and not a copy.
-        self._stateful = self._iterable and num_workers == 0 and hasattr(dataset, "state_dict")
         self._steps = _Steps(batched)
         if self._iterable:
             how: dict[str, Any] = {"batch_size": batch_size if batched else None, "drop_last": drop_last}
@@ -66,6 +77,15 @@ class Workers:
         # Its threads fill pinned memory; there are no images for it.
         self._finish = Finish((0.0,), (1.0,), threads=1)
         self._rings = Rings(self._finish, device, depth, stable_addresses)
+
+    def set_option(self, name: str, value: Any) -> None:
+        """Change one of `WORKER_OPTIONS`, for the next epoch."""
+        setattr(self._loader, name, value)
+
+    @property
+    def _stateful(self) -> bool:
+        # Only without workers is the dataset that is iterated over this one, and not a copy.
+        return self._iterable and self._loader.num_workers == 0 and hasattr(self._dataset, "state_dict")
 
     def batches_left(self, start: dict[str, Any], epochs: Epochs) -> int:
         """Return how many batches `run` gives.

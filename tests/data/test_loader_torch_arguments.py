@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastfeed
+from fastfeed.data.workers import WORKER_OPTIONS
 from tests.torch_loaders import PYTORCHS, DataLoader, NoLength, Stream, Unsized, generator
 
 
@@ -82,7 +83,9 @@ def test_positional_arguments():
         DataLoader(*options, 2)
 
 
-@pytest.mark.parametrize("name", inspect.signature(PYTORCHS).parameters)
+@pytest.mark.parametrize(
+    "name", [name for name in inspect.signature(PYTORCHS).parameters if name not in WORKER_OPTIONS]
+)
 def test_arguments_stay_as_they_were_given(name):
     data = DataLoader(range(3))
     with pytest.raises(ValueError, match=f"{name} cannot be set"):
@@ -174,3 +177,15 @@ def test_a_log_line_says_why(caplog):
     assert first.startswith("DataLoader: PyTorch's workers make the batches: ")
     assert "range" in first
     assert second.endswith("backend='torch' asks for them")
+
+
+def test_what_pytorchs_loader_lets_one_set():
+    for loader in (DataLoader, PYTORCHS):
+        data = loader(torch.arange(6), 3)
+        assert len(list(data)) == 2
+        data.collate_fn = sum
+        data.timeout, data.worker_init_fn = 0, print
+        assert (data.collate_fn, data.timeout, data.worker_init_fn) == (sum, 0, print)
+        assert [int(batch) for batch in data] == [3, 12]
+        with pytest.raises(ValueError, match="batch_size"):
+            data.batch_size = 4
