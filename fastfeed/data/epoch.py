@@ -142,7 +142,7 @@ class Epochs:
 
     def steps(self, start: dict[str, Any]) -> Iterator[BatchPicks]:
         """Yield what this rank takes in each step from a place on."""
-        epoch, batch_size = start["epoch"], self._size_of_steps(start)
+        batch_size = self._size_of_steps(start)
         how: dict[str, Any] = {
             "drop_last": self._drop_last,
             "rank": self._rank,
@@ -151,9 +151,9 @@ class Epochs:
             "step": start["step"],
         }
         if isinstance(self._sampler, TorchSampler):
-            yield from self._sampler.batches(self._size, batch_size, epoch=epoch, state=start["sampler"], **how)
+            yield from self._sampler.batches(self._size, batch_size, state=start["sampler"], **how)
             return
-        picks = self._sampler.picks(self._size or 0, self._labels, seed=self.seed, epoch=epoch)
+        picks = self._sampler.picks(self._size or 0, self._labels, seed=self.seed, epoch=start["epoch"])
         yield from Batches(picks, batch_size, **how)
 
     def _size_of_steps(self, start: dict[str, Any]) -> BatchSize:

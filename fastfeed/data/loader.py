@@ -177,7 +177,7 @@ class DataLoader:
         self._batch_size = 1 if batch_size is None else batch_size
         if not callable(self._batch_size):
             self._batch_size = check_whole("batch_size", self._batch_size, 1)
-        self.shuffle = False if shuffle is None else flag("shuffle", shuffle)
+        self.shuffle = flag("shuffle", bool(shuffle) if shuffle in (None, 0, 1) else shuffle)
         self.drop_last = flag("drop_last", drop_last)
         check_worker_options(num_workers, timeout, persistent_workers, multiprocessing_context)
         self.num_workers = int(num_workers)
@@ -249,6 +249,7 @@ class DataLoader:
             self._engine = Workers(
                 dataset,
                 batch_size=batch_size if isinstance(batch_size, int) else 1,
+                shuffle=shuffle,
                 drop_last=self.drop_last,
                 num_workers=self.num_workers,
                 collate_fn=collate_fn,
@@ -385,8 +386,16 @@ class DataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next `iter()` runs: from its beginning, or, if it is that of a state that was loaded
         and not yet gone on from, from there.
+
+        A sampler of PyTorch's that has `set_epoch` is set too, and only here: without this its epoch is the script's to
+        set, as with PyTorch's loader, and the loader begins with the one that it is set to.
         """
         epoch = check_whole("epoch", epoch, 0)
+        if isinstance(self._order, TorchSampler):
+            self._order.set_epoch(epoch)
+        self._begin_with(epoch)
+
+    def _begin_with(self, epoch: int) -> None:
         if self._resume is None or self._resume["epoch"] != epoch:
             self._epoch, self._resume, self._progress = epoch, None, None
 
@@ -399,6 +408,8 @@ class DataLoader:
         dataset has `state_dict` and `load_state_dict` and there are no workers.
         """
         progress = self._progress or self._resume or beginning(self._epoch)
+        if progress["sampler"] is None and isinstance(self._order, TorchSampler):
+            progress = {**progress, "sampler": self._order.between_epochs()}
         return {**progress, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -428,6 +439,8 @@ class DataLoader:
         numbers = {
             name: check_whole(f"the state's {name}", state[name], 0) for name in beginning(0) if name != "sampler"
         }
+        if isinstance(self._order, TorchSampler) and state["sampler"] is not None:
+            self._order.set_epoch(state["sampler"]["epoch"])
         self._resume = {**numbers, "sampler": state["sampler"]}
         self._epoch, self._progress, self._newest = numbers["epoch"], None, None
 
@@ -509,7 +522,7 @@ class DataLoader:
         """Take over an epoch that a script set by a PyTorch sampler's `set_epoch`, as it does for PyTorch's loader."""
         epoch = self._order.epoch_set_elsewhere() if isinstance(self._order, TorchSampler) else None
         if epoch is not None:
-            self.set_epoch(epoch)
+            self._begin_with(epoch)
 
 
 @dataclass(eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, IterDataPipe
 
 from fastfeed.data.mix import Mix
 from fastfeed.data.reading import Unreadable, read_collate, read_dataset, read_transform, snapshot, unchanged
@@ -182,6 +182,8 @@ def make_order(
     """
     given = {"shuffle": shuffle or None, "sampler": sampler, "batch_sampler": batch_sampler}
     names = [name for name, value in given.items() if value is not None]
+    if isinstance(dataset, IterDataPipe) and names == ["shuffle"]:  # whose own shuffling PyTorch's loader turns on
+        return Sequential()
     if isinstance(dataset, IterableDataset) and names:
         raise ValueError(f"{names[0]} is given, but {type(dataset).__name__} is iterable, and decides the order itself")
     if batch_sampler is not None:
@@ -194,6 +196,8 @@ def make_order(
         if shuffle:
             raise ValueError("sampler goes with shuffle=False: it decides the order")
         return sampler if isinstance(sampler, Sampler) else TorchSampler(sampler)
+    if shuffle and not isinstance(dataset, Source) and not len(dataset):
+        raise ValueError(f"shuffle is True, but {type(dataset).__name__} has no samples: leave it out, or give it some")
     if shuffle and generator is not None:  # the very order of PyTorch's loader
         return TorchSampler(GeneratedOrder(dataset, generator))
     return Shuffled() if shuffle else Sequential()

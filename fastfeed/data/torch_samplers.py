@@ -53,8 +53,7 @@ class TorchSampler:
     """A sampler or batch sampler of PyTorch's: any iterable of indices, or of lists of indices.
 
     As in ``torch.utils.data.DataLoader``, every rank iterates over its own, a ``DistributedSampler`` say, and what it
-    gives is not dealt again. It may have no length and no end. `set_epoch` is called at the beginning of an epoch, of
-    the sampler or, if a batch sampler has none, of its attribute `sampler`.
+    gives is not dealt again. It may have no length and no end. Its epoch is the script's to set.
 
     An epoch is resumed from the sampler's own state if it has `state_dict`, which is then called after each batch is
     drawn, and `load_state_dict`. Otherwise the sampler is iterated over from its beginning: that takes as long as the
@@ -72,7 +71,7 @@ class TorchSampler:
         self.sampler = sampler
         self.batched = batched
         self._digest: str | None = None
-        self._epoch = 0  # that was set here last; samplers begin with 0
+        self._epoch: int | None = 0  # that it had when it was looked at last; samplers begin with 0
         self._name = "batch_sampler" if batched else "sampler"
         iterable = hasattr(sampler, "__iter__") or hasattr(sampler, "__getitem__")
         if isinstance(sampler, type) or not iterable:
@@ -115,7 +114,6 @@ class TorchSampler:
         size: int | None,
         batch_size: BatchSize,
         *,
-        epoch: int,
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
@@ -131,17 +129,16 @@ class TorchSampler:
         Args:
             size: number of samples in the source; None lets any index through, whatever it is.
             batch_size: as for `Batches`; a batch sampler decides for itself.
-            epoch: what `set_epoch` is called with.
             drop_last: leave out a last batch that is not full; a batch sampler decides for itself.
             rank: this rank.
             world_size: number of ranks.
             start: as for `Batches`: positions consumed, over all ranks.
             step: likewise.
-            state: `BatchPicks.sampler_state` of the last step that was done, if it had one.
+            state: `BatchPicks.sampler_state` of the last step that was done, or what `between_epochs` returned.
 
         Raises:
             TypeError: for an index that is not a whole number, or a batch that is not a list of them.
-            IndexError: for an index outside of the source.
+            IndexError: for an index outside of the source; negative ones count from its end.
             ValueError: for an empty batch, or a start where this sampler cannot go on.
         """
         if start % world_size:
@@ -150,13 +147,13 @@ class TorchSampler:
                 f"{world_size} only. Resume on the number of ranks that the state was saved on"
             )
         done = start // world_size
-        if (sampler := self._with_epoch()) is not None:
-            sampler.set_epoch(epoch)
-            self._epoch = epoch
         skip = done
-        if self._stateful and state is not None:
-            self.sampler.load_state_dict(state)  # type: ignore[attr-defined]
-            skip = 0
+        if state is not None:
+            self.set_epoch(state["epoch"])
+            if state["own"] is not None:
+                self.sampler.load_state_dict(state["own"])  # type: ignore[attr-defined]
+                skip = 0
+        self._epoch = self._epoch_now()
         groups = self._groups(batch_size, drop_last, skip, step)
         for number, group in enumerate(groups, step):
             index = _as_objects(group) if size is None else self._checked(group, size)
@@ -169,8 +166,7 @@ class TorchSampler:
                 position,
                 number,
                 consumed=done * world_size,
-                # A copy: the sampler may give its own, and change it.
-                sampler_state=deepcopy(self.sampler.state_dict()) if self._stateful else None,  # type: ignore[attr-defined]
+                sampler_state=self._state(),
             )
 
     def draw_seeds_of_workers(self) -> None:
@@ -178,10 +174,31 @@ class TorchSampler:
         if isinstance(self.sampler, GeneratedOrder):
             self.sampler.draws_seed = True
 
+    def set_epoch(self, epoch: int | None) -> None:
+        """Set the epoch of the sampler or, if a batch sampler has no `set_epoch`, of its attribute `sampler`."""
+        if epoch is not None and (sampler := self._with_epoch()) is not None:
+            sampler.set_epoch(epoch)
+            self._epoch = self._epoch_now()
+
     def epoch_set_elsewhere(self) -> int | None:
-        """Return the sampler's epoch, if it was set by somebody else since `batches` set it."""
+        """Return the sampler's epoch, if it is another one than when the last epoch began or `set_epoch` was called."""
+        epoch = self._epoch_now()
+        return epoch if epoch != self._epoch else None
+
+    def between_epochs(self) -> dict[str, Any] | None:
+        """Return what the next epoch is resumed from, or None where that is nothing."""
+        epoch = self._epoch_now()
+        return None if epoch is None else {"epoch": epoch, "own": None}
+
+    def _state(self) -> dict[str, Any] | None:
+        epoch = self._epoch_now()
+        # A copy: the sampler may give its own, and change it.
+        own = deepcopy(self.sampler.state_dict()) if self._stateful else None  # type: ignore[attr-defined]
+        return None if epoch is None and own is None else {"epoch": epoch, "own": own}
+
+    def _epoch_now(self) -> int | None:
         epoch = getattr(self._with_epoch(), "epoch", None)
-        return epoch if isinstance(epoch, int) and epoch != self._epoch else None
+        return epoch if isinstance(epoch, int) else None
 
     def _with_epoch(self) -> Any:
         """Return the sampler that has `set_epoch`, or None."""
@@ -232,9 +249,11 @@ class TorchSampler:
                 raise TypeError(
                     f"{self._name} gave {value!r}; expected a whole number, the index of a sample"
                 ) from None
-            if not 0 <= number < size:
-                raise IndexError(f"{self._name} gave index {number}; expected 0 or more and less than {size}")
-            index[i] = number
+            if not -size <= number < size:
+                raise IndexError(
+                    f"{self._name} gave index {number}; expected one of {size} samples, {-size} to {size - 1}"
+                )
+            index[i] = number % size
         return index
 
 

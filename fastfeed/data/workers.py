@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, IterDataPipe
 
 from fastfeed.data.epoch import Epochs, Given, SampleInfo
 from fastfeed.data.errors import BadSample
@@ -40,7 +40,7 @@ class Workers:
     batches are copied on a side stream while the consumer works on others. Nothing else is done to them.
 
     The arguments are those of `DataLoader`, checked; `batched` is whether batches are given, or samples as they are,
-    and `batch_size` and `drop_last` are for an iterable dataset.
+    and `batch_size` and `drop_last` are for an iterable dataset, `shuffle` for an ``IterDataPipe``.
     """
 
     errors: tuple[BadSample, ...] = ()  # the dataset's exceptions are raised
@@ -52,6 +52,7 @@ class Workers:
         *,
         batched: bool,
         batch_size: int,
+        shuffle: bool | None,
         drop_last: bool,
         num_workers: int,
         collate_fn: Callable[[list[Any]], Any] | None,
@@ -66,6 +67,8 @@ class Workers:
         self._steps = _Steps(batched)
         if self._iterable:
             how: dict[str, Any] = {"batch_size": batch_size if batched else None, "drop_last": drop_last}
+            if isinstance(dataset, IterDataPipe):
+                how["shuffle"] = shuffle
         elif batched:
             how = {"batch_sampler": self._steps}
         else:

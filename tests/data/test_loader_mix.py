@@ -42,7 +42,7 @@ def test_mixed_batches_are_the_reference_of_the_pixels(folder, device, mix):
 
 def test_mixing_needs_targets_that_can_be_mixed(folder):
     paths = [path for path, _ in FolderSource(folder).samples]
-    for targets, kind in (([{"a": 1}], "dict"), (["x"], "list"), ([(0, 1)], "list")):
+    for targets, kind in (([{"a": 1}], "dict"), (["x"], "tuple"), ([(0, 1)], "list")):
         with pytest.raises(ValueError, match=f"target is {kind}; expected class indices, torch.int64"):
             next(iter(loader(ListSource(paths, targets * len(paths)), mix=Mix(0.2))))
 

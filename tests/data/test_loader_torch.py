@@ -193,6 +193,13 @@ def test_shuffle_gives_each_sample_once_in_a_new_order_every_epoch():
         assert len({tuple(epoch) for epoch in epochs} | {tuple(range(50))}) == 3
 
 
+def test_a_dataset_without_samples_is_not_shuffled():
+    for loader in (DataLoader, PYTORCHS):
+        assert list(loader([])) == []
+        with pytest.raises(ValueError, match=r"shuffle is True, but list has no|num_samples should be a positive"):
+            loader([], shuffle=True)
+
+
 def test_a_dataset_that_grows():
     dataset = [torch.ones(1)] * 4
     loaders = [DataLoader(dataset, shuffle=shuffle) for shuffle in (False, True)]

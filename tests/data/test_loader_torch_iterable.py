@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch.utils.data import ChainDataset, IterableDataset, get_worker_info
+from torch.utils.data.datapipes.iter import IterableWrapper
 
 from tests.torch_loaders import PYTORCHS, DataLoader, Stream, assert_same, outcomes
 
@@ -200,3 +201,19 @@ def test_stable_addresses():
     with pytest.raises(ValueError, match=r"needs batches of one shape.*drop_last=True"):
         list(DataLoader(Stream(5), 2, stable_addresses=True))
     assert torch.is_tensor(first)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [None, False, True, 1])
+def test_a_datapipe_that_shuffles(shuffle, workers):
+    given = []
+    for loader in (DataLoader, PYTORCHS):
+        torch.manual_seed(3)
+        pipe = IterableWrapper(range(12)).shuffle().sharding_filter()
+        data = loader(pipe, 4, shuffle=shuffle, num_workers=workers, generator=torch.Generator().manual_seed(1))
+        given.append([batch.tolist() for batch in data])
+    ours, theirs = given
+    assert ours == theirs
+    values = [value for batch in ours for value in batch]
+    assert sorted(values) == [*range(12)]
+    assert (values == sorted(values)) == (shuffle is False and workers == 0)

@@ -55,6 +55,52 @@ def test_a_distributed_sampler_whose_epoch_the_script_sets(workers):
     assert len(epochs[PYTORCHS][0]) == 12
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("epochs", [(None, None, None), (0, 0, 0), (2, 2, None), (4, None, 3), (1, 0, 1)])
+def test_a_distributed_samplers_epoch_is_the_scripts_to_set(epochs, batched):
+    def run(loader):
+        sampler = DistributedSampler(range(N), num_replicas=2, rank=1)
+        how = {"batch_sampler": BatchSampler(sampler, 4, False)} if batched else {"batch_size": 4, "sampler": sampler}
+        data, given = loader(range(N), **how), []
+        for epoch in epochs:
+            if epoch is not None:
+                sampler.set_epoch(epoch)
+            given.append(flat(data))
+        return given
+
+    assert run(DataLoader) == run(PYTORCHS)
+
+
+def test_set_epoch_sets_a_distributed_sampler():
+    sampler = DistributedSampler(range(N), 1, 0)
+    data = DataLoader(range(N), 4, sampler=sampler)
+    data.set_epoch(3)
+    assert (sampler.epoch, flat(data)) == (3, list(sampler))
+    assert (sampler.epoch, data.epoch) == (3, 4)  # what the loader draws itself is new in each epoch
+
+
+@pytest.mark.parametrize("taken", [0, 2])
+@pytest.mark.parametrize("again", [None, 7])  # what the script sets after it loaded the state
+def test_a_state_has_the_epoch_of_a_distributed_sampler(taken, again):
+    def made():
+        sampler = DistributedSampler(range(N), 1, 0)
+        return DataLoader(range(N), 4, sampler=sampler), sampler
+
+    data, sampler = made()
+    sampler.set_epoch(7)
+    flat(data), flat(data)  # so that the loader's epoch is another one, 9
+    batches = iter(data)
+    first = flat(next(batches) for _ in range(taken))
+    state = json.loads(json.dumps(data.state_dict()))
+    resumed, own = made()
+    resumed.load_state_dict(state)
+    if again is not None:
+        own.set_epoch(again)
+    assert resumed.epoch == 9
+    assert first + flat(resumed) == list(sampler)
+    assert own.epoch == 7
+
+
 def test_set_epoch_of_the_loaders_own_sampler():
     data = DataLoader(range(N), shuffle=True)
     data.sampler.set_epoch(4)

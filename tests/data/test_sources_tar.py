@@ -197,7 +197,7 @@ def test_json_and_text(tmp_path, pool):
     assert [column.tolist() for column in targets["box"]] == [[3, 0], [3.5, 0.5]]
     assert targets["pad"] == ["x" * 6000, ""]
     assert source.labels is None
-    assert TarSource(path, target="txt").read([1, 2], pool).targets == ["caption 1 猫", "caption 2 猫"]
+    assert TarSource(path, target="txt").read([1, 2], pool).targets == ("caption 1 猫", "caption 2 猫")
 
 
 def test_a_function_of_the_members(tmp_path, pool):

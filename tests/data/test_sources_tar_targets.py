@@ -49,7 +49,7 @@ def make(folder, targets, **options):
 ], ids=str)  # fmt: skip
 def test_a_target_that_is_not_like_the_first(tmp_path, pool, first, other, problem):
     source = make(tmp_path, [first, other, first, other])
-    expected = torch.utils.data.default_collate([first] * 2)
+    expected = torch.utils.data.default_collate([(first,)] * 2)[0]
     for indices, bad in (([2, 1], [1]), ([3, 0], [0]), ([0, 2], []), ([1, 3], [0, 1])):  # whoever else is there
         batch = source.read(indices, pool)
         assert [i for i, error in enumerate(batch.errors) if error is not None] == bad

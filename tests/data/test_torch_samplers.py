@@ -36,8 +36,8 @@ SAMPLERS = {
 }
 
 
-def given(sampler, batch_size=4, *, size=SIZE, epoch=0, **arguments):
-    return list(sampler.batches(size, batch_size, epoch=epoch, **arguments))
+def given(sampler, batch_size=4, *, size=SIZE, **arguments):
+    return list(sampler.batches(size, batch_size, **arguments))
 
 
 def indices(batches):
@@ -127,10 +127,10 @@ def test_to_resume_is_to_go_on(name, batched):
 
 def test_a_sampler_with_a_state_goes_on_from_it():
     def first(n, sampler, **arguments):
-        return list(itertools.islice(TorchSampler(sampler).batches(SIZE, 4, epoch=0, **arguments), n))
+        return list(itertools.islice(TorchSampler(sampler).batches(SIZE, 4, **arguments), n))
 
     whole = first(10, Stateful())
-    assert [batch.sampler_state["next"] for batch in whole] == list(range(4, 44, 4))
+    assert [batch.sampler_state["own"]["next"] for batch in whole] == list(range(4, 44, 4))
     for done, batch in enumerate(whole, 1):
         sampler = Stateful()
         resumed = first(10 - done, sampler, start=batch.consumed, step=batch.step + 1, state=batch.sampler_state)
@@ -150,13 +150,13 @@ def test_a_state_is_not_changed_by_later_batches():
             self.state["next"] = self.next
             return self.state
 
-    batches = TorchSampler(Live()).batches(SIZE, 4, epoch=0)
-    assert [batch.sampler_state for batch in itertools.islice(batches, 3)] == [{"next": 4}, {"next": 8}, {"next": 12}]
+    batches = TorchSampler(Live()).batches(SIZE, 4)
+    assert [batch.sampler_state["own"]["next"] for batch in itertools.islice(batches, 3)] == [4, 8, 12]
 
 
 def test_an_endless_sampler_is_drawn_from_as_needed():
     sampler = Stateful()
-    batches = TorchSampler(sampler).batches(SIZE, 4, epoch=0)
+    batches = TorchSampler(sampler).batches(SIZE, 4)
     assert sampler.drawn == 0
     next(batches)
     assert sampler.drawn == 4
@@ -172,12 +172,25 @@ def test_a_schedule_of_batch_sizes():
     assert TorchSampler(range(12)).num_batches(lambda step: step + 1) == 5
 
 
-def test_set_epoch_is_called():
+def test_the_epoch_is_left_alone_until_it_is_set():
     sampler = DistributedSampler(range(SIZE), 2, 0)
-    epochs = [indices(given(TorchSampler(sampler), epoch=epoch)) for epoch in (0, 5, 0)]
-    assert sampler.epoch == 0
-    assert epochs[0] == epochs[2] != epochs[1]
-    given(TorchSampler(BatchSampler(sampler, 4, False), batched=True), epoch=9)
+    sampler.set_epoch(3)
+    ours = TorchSampler(sampler)
+    assert ours.epoch_set_elsewhere() == 3
+    first, again = given(ours), given(ours)
+    assert indices(first) == indices(again)
+    assert sampler.epoch == 3
+    assert ours.epoch_set_elsewhere() is None
+    ours.set_epoch(5)
+    assert ours.epoch_set_elsewhere() is None
+    assert indices(given(ours)) != indices(first)
+    # A state has it, of before the first batch too.
+    for state, start in ((first[1].sampler_state, first[1]), ({"epoch": 3, "own": None}, None)):
+        fresh = TorchSampler(DistributedSampler(range(SIZE), 2, 0))
+        place = {} if start is None else {"start": start.consumed, "step": start.step + 1}
+        assert indices(given(fresh, state=state, **place)) == indices(first[2 if start else 0 :])
+    assert ours.between_epochs() == {"epoch": 5, "own": None}
+    TorchSampler(BatchSampler(sampler, 4, False), batched=True).set_epoch(9)
     assert sampler.epoch == 9
 
 
@@ -188,13 +201,13 @@ def test_a_batch_samplers_own_set_epoch_comes_first():
 
     inner = DistributedSampler(range(SIZE), 2, 0)
     own = Own(inner, 4, False)
-    given(TorchSampler(own, batched=True), epoch=9)
+    TorchSampler(own, batched=True).set_epoch(9)
     assert (own.epoch, inner.epoch) == (9, 0)
 
 
 @pytest.mark.parametrize(("indices", "batched", "error", "message"), [
-    ([0, 23], False, IndexError, "sampler gave index 23; expected 0 or more and less than 23"),
-    ([0, -1], False, IndexError, "sampler gave index -1"),
+    ([0, 23], False, IndexError, "sampler gave index 23; expected one of 23 samples, -23 to 22"),
+    ([0, -24], False, IndexError, "sampler gave index -24"),
     ([0, 2**70], False, IndexError, f"sampler gave index {2**70}"),
     ([[0, 23]], True, IndexError, "batch_sampler gave index 23"),
     ([0, 1.0], False, TypeError, "sampler gave 1.0; expected a whole number"),
@@ -210,8 +223,13 @@ def test_samplers_that_give_something_else(indices, batched, error, message):
         given(TorchSampler(indices, batched=batched))
 
 
+def test_negative_indices_count_from_the_end():
+    assert indices(given(TorchSampler([0, -1, -23]), 3)) == [[0, 22, 0]]
+    assert indices(given(TorchSampler([-1]), size=None)) == [[-1]]  # which a dataset's own code is given
+
+
 def test_batches_before_a_bad_index_are_given():
-    batches = TorchSampler([0, 1, 2, 99]).batches(SIZE, 2, epoch=0)
+    batches = TorchSampler([0, 1, 2, 99]).batches(SIZE, 2)
     assert next(batches).index.tolist() == [0, 1]
     with pytest.raises(IndexError, match="99"):
         next(batches)

@@ -27,7 +27,7 @@ class EncodedBatch:
             block of memory, at multiples of 64 bytes, which serves a later batch when the last of them is gone.
         sizes: [N, 2] int64, height and width from the image headers, before any EXIF rotation; 0 where unknown.
         orientation: [N] uint8, EXIF's, 1 to 8; 1 (upright) where there is none.
-        targets: a pytree of CPU tensors, or lists of strings, with leading dimension N; [N] int64 for class indices.
+        targets: a pytree of CPU tensors, or tuples of strings, with leading dimension N; [N] int64 for class indices.
             What stands there for a sample with an error has no meaning.
         names: N names to put into error messages.
         errors: for each sample None, or why it cannot be used, as "No such file or directory".

@@ -136,7 +136,8 @@ def collate(samples: Sequence[Any]) -> Any:
         ValueError: where it cannot be done.
     """
     try:
-        return default_collate(list(samples))
+        # In pairs, as PyTorch's loader has them with their images: it collates strings to a tuple there.
+        return default_collate([(sample,) for sample in samples])[0]
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"targets cannot be made into a batch: {error}. Give each sample tensors, arrays, numbers or strings, of "
@@ -145,10 +146,10 @@ def collate(samples: Sequence[Any]) -> Any:
 
 
 def select(targets: Any, samples: slice | list[int]) -> Any:
-    """Return some rows of a batch's targets: tensors and lists of strings, in a pytree."""
+    """Return some rows of a batch's targets: tensors, and sequences of strings, in a pytree."""
     if isinstance(targets, list | tuple) and targets and all(isinstance(leaf, str | bytes) for leaf in targets):
         # What default_collate makes of strings.
-        return targets[samples] if isinstance(samples, slice) else [targets[i] for i in samples]
+        return targets[samples] if isinstance(samples, slice) else type(targets)(targets[i] for i in samples)
     if isinstance(targets, Mapping):
         return {key: select(value, samples) for key, value in targets.items()}
     if isinstance(targets, list | tuple):
