@@ -41,10 +41,10 @@ def contact_sheet(loader: DataLoader, count: int = 32, columns: int = 8) -> Imag
     """Draw the first images of a loader's next epoch as the network gets them, each with its label.
 
     Normalising is undone; what is erased has the colour that it is erased with, by default the mean. A mixed image has
-    two labels, with their weights.
+    two labels, with their weights. With `tta` every view of a sample is an image, and its number stands before the label.
 
     Args:
-        loader: with any transform and mix.
+        loader: of images that DALI decodes, with any transform, mix and tta.
         count: images; fewer if the epoch has fewer.
         columns: images side by side.
 
@@ -52,15 +52,21 @@ def contact_sheet(loader: DataLoader, count: int = 32, columns: int = 8) -> Imag
         An RGB image.
 
     Raises:
-        ValueError: for a count or columns below 1, or a loader that gives no images.
+        ValueError: for a count or columns below 1, or a loader that gives no images, or batches of PyTorch's workers,
+            in which nobody knows what is an image.
     """
     check_whole("count", count, 1)
     check_whole("columns", columns, 1)
+    if loader.backend != "dali":
+        raise ValueError("the loader's batches are made by PyTorch's workers; expected images that DALI decodes")
     pictures: list[npt.NDArray[np.uint8]] = []
     labels: list[list[str]] = []
     for images, target, *_ in loader:
-        pictures += _levels(images, loader.transform.mean, loader.transform.std)
-        labels += [_label(target, i, getattr(loader.dataset, "classes", None)) for i in range(len(images))]
+        views = images.shape[1] if images.dim() == 5 else 1  # with tta
+        pictures += _levels(images.reshape(-1, *images.shape[-3:]), loader.transform.mean, loader.transform.std)
+        for i in range(len(images)):
+            lines = _label(target, i, getattr(loader.dataset, "classes", None))
+            labels += [[f"{view}: {lines[0]}", *lines[1:]] for view in range(views)] if views > 1 else [lines]
         if len(pictures) >= count:
             break
     if not pictures:
@@ -86,7 +92,8 @@ def _label(target: Any, i: int, classes: list[str] | None) -> list[str]:
 
 
 def _name(target: Any, i: int, classes: list[str] | None) -> str:
-    if not isinstance(target, torch.Tensor | list):
+    is_text = isinstance(target, tuple) and isinstance(target[0], str)
+    if not isinstance(target, torch.Tensor) and not is_text:
         return ""  # a tree, of which nobody knows what is the label
     value = target[i].tolist() if isinstance(target, torch.Tensor) else target[i]
     if classes is not None and isinstance(value, int) and 0 <= value < len(classes):

@@ -3,12 +3,12 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFont
 
 import fastfeed.preview
-from fastfeed import DataLoader, Mix
+from fastfeed import DataLoader, Mix, transforms
 from fastfeed.cli import main
-from fastfeed.data import transforms
 from fastfeed.data.sources import ListSource
 from fastfeed.preview import contact_sheet, find_labelled_images
 from tests.images import picture, write_folder
@@ -137,6 +137,23 @@ def test_long_names_are_cut(folder):
     sheet = contact_sheet(loader(long), count=2, columns=2)
     x = GAP + SIZE
     assert (np.asarray(sheet)[GAP + SIZE :, x : x + GAP] == 250).all()
+
+
+def test_views_of_a_sample(folder, labels):
+    tta = transforms.TTA(crops=5, horizontal_flip=True)
+    sheet = contact_sheet(loader(folder, tta=tta, shuffle=False), count=13, columns=10)
+    assert labels[:11] == [*([f"{view}: cat"] for view in range(10)), ["0: cat"]]
+    assert len(labels) == 13
+    plain = contact_sheet(loader(folder), count=2, columns=2)
+    centre, _ = cell(plain, 0, 2)
+    assert np.array_equal(cell(sheet, 4, 10)[0], centre)  # the fifth
+    assert np.array_equal(cell(sheet, 9, 10)[0][:, ::-1], centre)
+
+
+def test_batches_of_workers_are_refused():
+    images = torch.utils.data.TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="made by PyTorch's workers; expected images that DALI decodes"):
+        contact_sheet(DataLoader(images, 2, device="cpu"))
 
 
 def test_a_loader_without_images(tmp_path):

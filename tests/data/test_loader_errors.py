@@ -300,7 +300,7 @@ def test_targets_go_with_their_images(folder, mode):
     trees = [{"name": name, "box": torch.full((2,), i)} for i, name in enumerate(names)]
     (_, (_, tree, _), _) = loader(folder, targets=trees, on_error=mode)
     assert tree["name"] == list(target)
-    assert [f"name {i}" for i in tree["box"][:, 1].tolist()] == target
+    assert [f"name {i}" for i in tree["box"][:, 1].tolist()] == list(target)
 
 
 @pytest.mark.parametrize("mode", MODES)
