@@ -41,7 +41,8 @@ def contact_sheet(loader: DataLoader, count: int = 32, columns: int = 8) -> Imag
     """Draw the first images of a loader's next epoch as the network gets them, each with its label.
 
     Normalising is undone; what is erased has the colour that it is erased with, by default the mean. A mixed image has
-    two labels, with their weights. With `tta` every view of a sample is an image, and its number stands before the label.
+    two labels, with their weights. With `tta` every view of a sample is an image, and its number stands before its
+    label.
 
     Args:
         loader: of images that DALI decodes, with any transform, mix and tta.

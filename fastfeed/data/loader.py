@@ -2,8 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from fastfeed.data.epoch import EpochBatchSampler, EpochIterator, Epochs, EpochS
 from fastfeed.data.errors import BadSample
 from fastfeed.data.mix import Mix, check_addresses
 from fastfeed.data.order import rank_and_world_size
+from fastfeed.data.progress import Progress, Run, place_of
 from fastfeed.data.route import (
     as_dataset,
     check_declarations,
@@ -287,12 +287,8 @@ class DataLoader:
         if route.source is not None and isinstance(self._order, TorchSampler):
             self._order.draw_seeds_of_workers()
         self._begun = False  # ever
-        self._epoch = 0
         self._closed = False  # and not used since
-        # The last batch that was given; None between epochs, where `_resume` is where the next `iter()` begins.
-        self._progress: dict[str, Any] | None = None
-        self._resume: dict[str, Any] | None = None
-        self._newest: _Run | None = None  # that the state is of
+        self._progress = Progress()
         self._made = True
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -338,7 +334,7 @@ class DataLoader:
             return self._given_sampler
         if isinstance(self._order, TorchSampler):
             return getattr(self._order.sampler, "sampler", None) if self._order.batched else self._order.sampler
-        return EpochSampler(partial(self._epochs, drop_last=False), self._epoch, self.set_epoch)
+        return EpochSampler(partial(self._epochs, drop_last=False), self.epoch, self.set_epoch)
 
     @property
     def batch_sampler(self) -> Any:
@@ -372,12 +368,12 @@ class DataLoader:
         Raises:
             TypeError: if the dataset is iterable, or a PyTorch sampler decides, and has no length.
         """
-        return self._engine.batches_left(beginning(self._epoch), self._epochs())
+        return self._engine.batches_left(beginning(self.epoch), self._epochs())
 
     @property
     def epoch(self) -> int:
         """The epoch that the next `iter()` runs."""
-        return self._epoch
+        return self._progress.epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
@@ -393,11 +389,7 @@ class DataLoader:
         epoch = check_whole("epoch", epoch, 0)
         if isinstance(self._order, TorchSampler):
             self._order.set_epoch(epoch)
-        self._begin_with(epoch)
-
-    def _begin_with(self, epoch: int) -> None:
-        if self._resume is None or self._resume["epoch"] != epoch:
-            self._epoch, self._resume, self._progress = epoch, None, None
+        self._progress.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the iterator is that was begun last, after the batch that it gave last: a few numbers, and a
@@ -407,10 +399,10 @@ class DataLoader:
         That of an iterable dataset counts its batches, which are made again and skipped when it is loaded, unless the
         dataset has `state_dict` and `load_state_dict` and there are no workers.
         """
-        progress = self._progress or self._resume or beginning(self._epoch)
-        if progress["sampler"] is None and isinstance(self._order, TorchSampler):
-            progress = {**progress, "sampler": self._order.between_epochs()}
-        return {**progress, **self._identity()}
+        place = self._progress.place()
+        if place["sampler"] is None and isinstance(self._order, TorchSampler):
+            place = {**place, "sampler": self._order.between_epochs()}
+        return {**place, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue, with the next `iter()`, from a state.
@@ -420,32 +412,15 @@ class DataLoader:
             ValueError: for the state of a loader with another seed or order, or of a dataset of another size; for a
                 place that is no whole number.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"the state is {type(state).__name__}; expected what DataLoader.state_dict() returned")
-        missing = self.state_dict().keys() - state.keys()
-        if missing:
-            raise KeyError(
-                f"the state has no {', '.join(sorted(missing))}, only {', '.join(map(str, state)) or 'nothing'}: "
-                "expected what DataLoader.state_dict() returned"
-            )
+        place = place_of(state, self._identity(), any_seed=self._seed_is_drawn)
         if self._seed_is_drawn:  # nobody chose it: the state's goes on
-            self._seed, self._seed_is_drawn = check_whole("the state's seed", state["seed"], 0, 2**64 - 1), False
-        for name, own in self._identity().items():
-            if state[name] != own:
-                raise ValueError(
-                    f"the state is of a loader with {name} = {state[name]}, and this one has {own}: its batches would "
-                    "not be those that are left. Load it into one with the same dataset, seed and sampler"
-                )
-        numbers = {
-            name: check_whole(f"the state's {name}", state[name], 0) for name in beginning(0) if name != "sampler"
-        }
-        if isinstance(self._order, TorchSampler) and state["sampler"] is not None:
-            self._order.set_epoch(state["sampler"]["epoch"])
-        self._resume = {**numbers, "sampler": state["sampler"]}
-        self._epoch, self._progress, self._newest = numbers["epoch"], None, None
+            self._seed, self._seed_is_drawn = state["seed"], False
+        if isinstance(self._order, TorchSampler) and place["sampler"] is not None:
+            self._order.set_epoch(place["sampler"]["epoch"])
+        self._progress.resume(place)
 
     def __iter__(self) -> EpochIterator:
-        this = _Run(self._epochs())
+        this = Run(self._epochs())
         return EpochIterator(self._run(this), partial(self._length, this))
 
     def __enter__(self) -> "DataLoader":
@@ -462,11 +437,13 @@ class DataLoader:
         self._closed = True
         self._engine.close()
 
-    def _run(self, this: "_Run") -> Generator[Given, None, None]:
-        self._adopt_epoch()  # now, with the first batch: trainers call `iter()`, even twice, and then set the epoch
-        this.start = start = self._next_start()
-        self._epoch, self._resume, self._progress = start["epoch"] + 1, None, start
-        self._newest, self._closed = this, False
+    def _run(self, this: Run) -> Generator[Given, None, None]:
+        # Now, with the first batch: trainers call `iter()`, even twice, and then set the epoch.
+        epoch = self._order.epoch_set_elsewhere() if isinstance(self._order, TorchSampler) else None
+        if epoch is not None:  # of PyTorch's sampler, as scripts set it for PyTorch's loader
+            self._progress.set_epoch(epoch)
+        start = self._progress.begin(this)
+        self._closed = False
         self._route.check_unchanged(self.dataset)
         if self._rank is None and not isinstance(self._order, TorchSampler) and not self._begun:
             say_dealt(self.dataset, self.world_size)
@@ -479,18 +456,13 @@ class DataLoader:
             batches.close()
             if self._closed:  # while this ran, which has left its threads and memory to the next epoch
                 self.close()
-        if this is self._newest:
-            self._progress = None
+        self._progress.end(this)
 
-    def _next_start(self) -> dict[str, Any]:
-        return self._resume or beginning(self._epoch)
+    def _length(self, this: Run) -> int:
+        return self._engine.batches_left(this.start or self._progress.next_start(), this.epochs)
 
-    def _length(self, this: "_Run") -> int:
-        return self._engine.batches_left(this.start or self._next_start(), this.epochs)
-
-    def _noted(self, this: "_Run", given: Given) -> Given:
-        if this is self._newest and given.error is None:
-            self._progress = given.progress
+    def _noted(self, this: Run, given: Given) -> Given:
+        self._progress.note(this, given)
         return given
 
     def _epochs(
@@ -517,20 +489,6 @@ class DataLoader:
         world_size = self.world_size
         order = self._order.identity(world_size) if isinstance(self._order, TorchSampler) else self._order_name
         return {"seed": self._seed_for(world_size), "samples": self._size, "order": order}
-
-    def _adopt_epoch(self) -> None:
-        """Take over an epoch that a script set by a PyTorch sampler's `set_epoch`, as it does for PyTorch's loader."""
-        epoch = self._order.epoch_set_elsewhere() if isinstance(self._order, TorchSampler) else None
-        if epoch is not None:
-            self._begin_with(epoch)
-
-
-@dataclass(eq=False)
-class _Run:
-    """An iteration over a loader."""
-
-    epochs: Epochs
-    start: dict[str, Any] | None = None  # of its epoch, which it takes with its first batch
 
 
 _ARGUMENTS = frozenset(inspect.signature(DataLoader).parameters)
