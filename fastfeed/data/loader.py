@@ -30,7 +30,7 @@ from fastfeed.data.schedule import BatchSizeSchedule, SizeSchedule
 from fastfeed.data.sources import Source
 from fastfeed.data.torch_samplers import TorchSampler
 from fastfeed.data.views import TTA
-from fastfeed.data.workers import WORKER_OPTIONS, Workers
+from fastfeed.data.workers import UNUSED_BY_DALI, WORKER_OPTIONS, Workers
 
 MAX_PIXELS = 178_956_970  # as Pillow, which takes larger images for decompression bombs
 
@@ -130,7 +130,8 @@ class DataLoader:
     raises in a worker, with the worker's traceback.
 
     What the arguments set stays as it is: to set such an attribute later raises ValueError. With PyTorch's workers what
-    PyTorch's loader lets one set can be set here too, for the next epoch.
+    PyTorch's loader lets one set can be set here too, for the next epoch, and with DALI what only those workers use:
+    trainers set `worker_init_fn`.
     """
 
     _made = False
@@ -296,7 +297,7 @@ class DataLoader:
         # half of what is meant.
         if self._made and isinstance(self._engine, Workers) and name in WORKER_OPTIONS:
             self._engine.set_option(name, value)
-        elif self._made and name in _ARGUMENTS:
+        elif self._made and name in _ARGUMENTS - UNUSED_BY_DALI:
             raise ValueError(
                 f"{name} cannot be set once the DataLoader is made: make another one, which goes on from this one's "
                 "state_dict() with load_state_dict(). Image sizes can change by `size`, a schedule; the epoch by "

@@ -29,6 +29,10 @@ WORKER_OPTIONS = (
     "prefetch_factor",
     "pin_memory_device",
 )
+# What may be given, and set, to no effect where there are no such workers.
+UNUSED_BY_DALI = frozenset(
+    ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "pin_memory_device", "in_order")
+)
 
 _AHEAD_ON_GPU = 2  # batches that are copied while the consumer works on one
 

@@ -31,6 +31,9 @@ def folder(tmp_path_factory):
 
 ARGUMENTS = list(inspect.signature(DataLoader).parameters)
 MADE_ANEW = {"sampler", "batch_sampler"}  # each time they are asked for
+OF_WORKERS = {
+    "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "pin_memory_device", "in_order",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("how", ["made", "run", "copied", "pickled"])
@@ -46,7 +49,7 @@ def test_what_the_arguments_set_stays(folder, how):
     before = {name: getattr(data, name) for name in ARGUMENTS if hasattr(data, name) and name not in MADE_ANEW}
     assert before.keys() >= {"dataset", "batch_size", "shuffle", "seed", "transform", "device", "rank"}
     samples = list(data.sampler)
-    for name in ARGUMENTS:
+    for name in set(ARGUMENTS) - OF_WORKERS:
         with pytest.raises(ValueError, match=f"{name} cannot be set once the DataLoader is made: make another one"):
             setattr(data, name, None)
     assert {name: getattr(data, name) for name in before} == before
@@ -63,6 +66,16 @@ def test_the_other_loader_that_the_message_asks_for(folder):
     other = make_loader(folder, shuffle=True, batch_size=3, transform=transforms.eval(8))
     other.load_state_dict(data.state_dict())
     assert index_of(other) == index_of(iterator)
+
+
+def test_what_pytorchs_workers_have_can_be_set_to_no_effect(folder):
+    data = make_loader(folder, shuffle=True)
+    expected = list(data)
+    for name in OF_WORKERS:
+        setattr(data, name, len)  # as trainers do: Lightning seeds workers by a `worker_init_fn` of its own
+        assert getattr(data, name) is len
+    data.epoch = 0
+    assert_same_batches(list(data), expected)
 
 
 def test_other_attributes_and_those_of_subclasses_can_be_set(folder):
