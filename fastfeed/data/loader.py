@@ -203,7 +203,7 @@ class DataLoader:
         self._rank, self._world_size = rank, world_size
         self.dataset = dataset = as_dataset(dataset)
         self._iterable, own = isinstance(dataset, IterableDataset), isinstance(dataset, Source)
-        self._seed_is_drawn = seed is None and not own
+        self._any_seed = self._seed_is_drawn = seed is None and not own
         # As PyTorch draws those of its workers.
         drawn = int(torch.empty((), dtype=torch.int64).random_().item()) if self._seed_is_drawn else 0
         self._seed = drawn if seed is None else seed
@@ -374,7 +374,8 @@ class DataLoader:
     @property
     def epoch(self) -> int:
         """The epoch that the next `iter()` runs."""
-        return self._progress.epoch
+        epoch: int = self._progress.next_start(self._epoch_of_sampler())["epoch"]
+        return epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
@@ -400,7 +401,7 @@ class DataLoader:
         That of an iterable dataset counts its batches, which are made again and skipped when it is loaded, unless the
         dataset has `state_dict` and `load_state_dict` and there are no workers.
         """
-        place = self._progress.place()
+        place = self._progress.place(self._epoch_of_sampler())
         if place["sampler"] is None and isinstance(self._order, TorchSampler):
             place = {**place, "sampler": self._order.between_epochs()}
         return {**place, **self._identity()}
@@ -413,11 +414,11 @@ class DataLoader:
             ValueError: for the state of a loader with another seed or order, or of a dataset of another size; for a
                 place that is no whole number.
         """
-        place = place_of(state, self._identity(), any_seed=self._seed_is_drawn)
-        if self._seed_is_drawn:  # nobody chose it: the state's goes on
-            self._seed, self._seed_is_drawn = state["seed"], False
-        if isinstance(self._order, TorchSampler) and place["sampler"] is not None:
-            self._order.set_epoch(place["sampler"]["epoch"])
+        place = place_of(state, self._identity(), any_seed=self._any_seed)
+        if isinstance(self._order, TorchSampler):
+            place["sampler"] = self._order.resume(place["sampler"], midway=place["step"] > 0)
+        if self._any_seed:  # nobody chose it: the state's goes on
+            self._seed, self._seed_is_drawn = int(state["seed"]), False
         self._progress.resume(place)
 
     def __iter__(self) -> EpochIterator:
@@ -439,13 +440,10 @@ class DataLoader:
         self._engine.close()
 
     def _run(self, this: Run) -> Generator[Given, None, None]:
-        # Now, with the first batch: trainers call `iter()`, even twice, and then set the epoch.
-        epoch = self._order.epoch_set_elsewhere() if isinstance(self._order, TorchSampler) else None
-        if epoch is not None:  # of PyTorch's sampler, as scripts set it for PyTorch's loader
-            self._progress.set_epoch(epoch)
-        start = self._progress.begin(this)
-        self._closed = False
         self._route.check_unchanged(self.dataset)
+        # Now, with the first batch: trainers call `iter()`, even twice, and then set the epoch.
+        start = self._progress.begin(this, self._epoch_of_sampler())
+        self._closed = False
         if self._rank is None and not isinstance(self._order, TorchSampler) and not self._begun:
             say_dealt(self.dataset, self.world_size)
         self._begun = True
@@ -460,7 +458,12 @@ class DataLoader:
         self._progress.end(this)
 
     def _length(self, this: Run) -> int:
-        return self._engine.batches_left(this.start or self._progress.next_start(), this.epochs)
+        start = this.start or self._progress.next_start(self._epoch_of_sampler())
+        return self._engine.batches_left(start, this.epochs)
+
+    def _epoch_of_sampler(self) -> int | None:
+        """Return what a script has set a PyTorch sampler's epoch to since the last one began, or None."""
+        return self._order.epoch_set_elsewhere() if isinstance(self._order, TorchSampler) else None
 
     def _noted(self, this: Run, given: Given) -> Given:
         self._progress.note(this, given)

@@ -21,37 +21,39 @@ class Progress:
 
     Places are as `beginning` has them.
 
-    Attributes:
-        epoch: that the next iterator takes.
+    A script may set the epoch of a PyTorch sampler at any time: what is so set is given to the methods as `epoch`, None
+    where nothing is.
     """
 
     def __init__(self) -> None:
-        self.epoch = 0
+        self._epoch = 0  # of the next iterator
         self._given: dict[str, Any] | None = None  # None between epochs, where `_resume` is where the next one begins
         self._resume: dict[str, Any] | None = None
         self._newest: Run | None = None
 
-    def place(self) -> dict[str, Any]:
+    def place(self, epoch: int | None) -> dict[str, Any]:
         """Return where the newest iterator is, or where the next one begins if that one is done."""
-        return self._given or self.next_start()
+        return self._given or self.next_start(epoch)
 
-    def next_start(self) -> dict[str, Any]:
-        """Return where the next iterator begins."""
-        return self._resume or beginning(self.epoch)
+    def next_start(self, epoch: int | None) -> dict[str, Any]:
+        """Return where the next iterator begins; an epoch that is to be resumed stays so when it is set again."""
+        if self._resume is not None and epoch in (None, self._resume["epoch"]):
+            return self._resume
+        return beginning(self._epoch if epoch is None else epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iterator; one that is to be resumed stays so."""
         if self._resume is None or self._resume["epoch"] != epoch:
-            self.epoch, self._resume, self._given = epoch, None, None
+            self._epoch, self._resume, self._given = epoch, None, None
 
     def resume(self, place: dict[str, Any]) -> None:
         """Set where the next iterator begins."""
-        self.epoch, self._resume, self._given, self._newest = place["epoch"], place, None, None
+        self._epoch, self._resume, self._given, self._newest = place["epoch"], place, None, None
 
-    def begin(self, run: Run) -> dict[str, Any]:
+    def begin(self, run: Run, epoch: int | None) -> dict[str, Any]:
         """Give an iterator its place, and the next one the epoch after it."""
-        run.start = start = self.next_start()
-        self.epoch, self._resume, self._given, self._newest = start["epoch"] + 1, None, start, run
+        run.start = start = self.next_start(epoch)
+        self._epoch, self._resume, self._given, self._newest = start["epoch"] + 1, None, start, run
         return start
 
     def note(self, run: Run, given: Given) -> None:

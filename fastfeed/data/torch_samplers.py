@@ -2,7 +2,7 @@
 
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from copy import deepcopy
 from typing import Any
 
@@ -30,19 +30,30 @@ class GeneratedOrder(torch.utils.data.RandomSampler):
     def __iter__(self) -> Iterator[int]:
         if self._resumes:
             state, self._resumes = self._state, False
-            self.generator.set_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
+            self.begin_with(state)
         else:
-            state = {"generator": bytes(self.generator.get_state().tolist()).hex(), "given": 0}
+            state = self.next_epoch()
         self._state = state
+        indices = super().__iter__()
         if self.draws_seed:
             torch.empty((), dtype=torch.int64).random_(generator=self.generator)
-        for index in itertools.islice(super().__iter__(), state["given"], None):
+            # All at once: how far a thread has drawn ahead when an epoch is left must not decide what comes next.
+            indices = iter(list(indices))
+        for index in itertools.islice(indices, state["given"], None):
             state["given"] += 1
             yield index
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the epoch is."""
         return dict(self._state)
+
+    def next_epoch(self) -> dict[str, Any]:
+        """Return where the next epoch begins."""
+        return {"generator": bytes(self.generator.get_state().tolist()).hex(), "given": 0}
+
+    def begin_with(self, state: dict[str, Any]) -> None:
+        """Put the generator where it was when the epoch of a state began."""
+        self.generator.set_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue, with the next `iter()`, from a state."""
@@ -188,7 +199,36 @@ class TorchSampler:
     def between_epochs(self) -> dict[str, Any] | None:
         """Return what the next epoch is resumed from, or None where that is nothing."""
         epoch = self._epoch_now()
-        return None if epoch is None else {"epoch": epoch, "own": None}
+        own = self.sampler.next_epoch() if isinstance(self.sampler, GeneratedOrder) else None
+        return None if epoch is None and own is None else {"epoch": epoch, "own": own}
+
+    def resume(self, state: Any, *, midway: bool) -> Any:
+        """Take over a state, and return what is left of it for `batches`, which goes on from there.
+
+        That is nothing at the beginning of an epoch. There an epoch that the script has set since the last one began
+        stays: it is the one to come, where that in the state may be the one before, if it had not been set yet.
+
+        Args:
+            state: `BatchPicks.sampler_state` of the last step that was done, or what `between_epochs` returned.
+            midway: which of the two.
+
+        Raises:
+            TypeError, ValueError: for a state of something else.
+        """
+        if state is None:
+            return None
+        if not isinstance(state, Mapping) or not {"epoch", "own"} <= state.keys():
+            raise TypeError(f"the state's sampler is {state!r}; expected what DataLoader.state_dict() has there")
+        if state["epoch"] is not None:
+            check_whole("the epoch of the state's sampler", state["epoch"], 0)
+        if midway:
+            self.set_epoch(state["epoch"])
+            return state
+        if isinstance(self.sampler, GeneratedOrder):
+            self.sampler.begin_with(state["own"])
+        elif self.epoch_set_elsewhere() is None:
+            self.set_epoch(state["epoch"])
+        return None
 
     def _state(self) -> dict[str, Any] | None:
         epoch = self._epoch_now()

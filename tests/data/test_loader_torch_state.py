@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset
 
+from fastfeed import DataLoader as PlainDataLoader
 from fastfeed.data.samplers import RepeatedAugmentation, WeightedSampler
 from tests.loaders import index_of
 from tests.torch_loaders import PYTORCHS, DataLoader, Mapped, assert_same
@@ -99,6 +100,66 @@ def test_a_state_has_the_epoch_of_a_distributed_sampler(taken, again):
     assert resumed.epoch == 9
     assert first + flat(resumed) == list(sampler)
     assert own.epoch == 7
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("by", ["sampler, then load", "load, then sampler", "load, then loader"])
+@pytest.mark.parametrize("taken", [0, 2])
+@pytest.mark.parametrize("first", [0, 1])  # as scripts count epochs
+def test_a_script_that_sets_epochs_is_resumed(first, taken, by, batched):
+    def made():
+        sampler = DistributedSampler(range(N), 1, 0)
+        how = {"batch_sampler": BatchSampler(sampler, 4, False)} if batched else {"batch_size": 4, "sampler": sampler}
+        return DataLoader(range(N), **how), sampler
+
+    data, sampler = made()
+    epochs = []
+    for epoch in range(first, first + 4):
+        sampler.set_epoch(epoch)
+        epochs.append([*sampler])
+    for epoch in (first, first + 1):
+        sampler.set_epoch(epoch)
+        flat(data)
+    if taken:  # else the state is that of the end of an epoch, where the next one is not set yet
+        sampler.set_epoch(first + 2)
+        batches = iter(data)
+        assert flat(next(batches) for _ in range(taken)) == epochs[2][: 4 * taken]
+    state = json.loads(json.dumps(data.state_dict()))
+    resumed, own = made()
+    if by.startswith("sampler"):
+        own.set_epoch(first + 2)
+    resumed.load_state_dict(state)
+    if by.endswith("sampler"):
+        own.set_epoch(first + 2)
+    elif by.endswith("loader"):
+        resumed.set_epoch(first + 2)
+    assert resumed.epoch == first + 2
+    assert flat(resumed) == epochs[2][4 * taken :]
+    own.set_epoch(first + 3)
+    assert flat(resumed) == epochs[3]
+    assert resumed.epoch == first + 4
+
+
+def test_the_epoch_that_a_sampler_is_set_to_is_the_loaders():
+    sampler = DistributedSampler(range(N), 1, 0)
+    data = DataLoader(range(N), 4, sampler=sampler)
+    flat(data)
+    sampler.set_epoch(5)
+    assert data.epoch == data.state_dict()["epoch"] == 5
+    resumed = DataLoader(range(N), 4, sampler=DistributedSampler(range(N), 1, 0))
+    resumed.load_state_dict(data.state_dict())
+    assert flat(resumed) == flat(data)
+    assert resumed.epoch == data.epoch == 6
+
+
+@pytest.mark.parametrize("place", [5, {}, {"epoch": "x", "own": None}, {"epoch": -1, "own": None}])
+def test_a_bad_place_of_a_sampler_leaves_the_loader_as_it_was(place):
+    data = PlainDataLoader(range(N), 4, sampler=DistributedSampler(range(N), 1, 0), device="cpu")
+    next(iter(data))
+    before = data.state_dict()
+    with pytest.raises((TypeError, ValueError), match="the state's sampler"):
+        data.load_state_dict({**before, "sampler": place, "seed": before["seed"] ^ 1})
+    assert (data.state_dict(), data.sampler.epoch) == (before, 0)
 
 
 def test_set_epoch_of_the_loaders_own_sampler():
@@ -254,7 +315,7 @@ def test_an_order_by_a_generator_goes_on(workers):
     theirs = PYTORCHS(torch.arange(23), 4, shuffle=True, generator=torch.Generator().manual_seed(3))
     if workers == 0:  # whose seeds come from the same generator, as in PyTorch's loader
         assert epochs == [[batch.tolist() for batch in theirs] for _ in range(3)]
-    for done in range(1, 6):
+    for done in range(6):
         stopped = make()
         list(stopped)
         iterator = iter(stopped)
@@ -262,3 +323,4 @@ def test_an_order_by_a_generator_goes_on(workers):
         resumed = make()
         resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
         assert given + [batch.tolist() for batch in resumed] == epochs[1]
+        assert [batch.tolist() for batch in resumed] == epochs[2]
