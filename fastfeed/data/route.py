@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, IterDataPipe
 
 from fastfeed.data.mix import Mix
-from fastfeed.data.reading import Unreadable, read_collate, read_dataset, read_transform, snapshot, unchanged
+from fastfeed.data.reading import Snapshot, Unreadable, read_collate, read_dataset, read_transform, snapshot
 from fastfeed.data.samplers import Labels, Sampler, Sequential, Shuffled
 from fastfeed.data.sources import FolderSource, Source
 from fastfeed.data.torch_samplers import GeneratedOrder, TorchSampler
@@ -43,14 +43,14 @@ class Route:
     dtype: torch.dtype | None = None
     mix: Mix | None = None
     reasons: tuple[str, ...] = ()
-    snapshot: list[Any] | None = None
+    snapshot: Snapshot | None = None
 
     def check_unchanged(self, dataset: Any) -> None:
         """Raise RuntimeError if a dataset that was read has another transform now, or other samples."""
-        if self.snapshot is not None and not unchanged(self.snapshot, snapshot(dataset)):
+        if self.snapshot is not None and not self.snapshot.same(snapshot(dataset)):
             raise RuntimeError(
                 f"{type(dataset).__name__} was changed, its transform or its samples, after the DataLoader was made, "
-                "which had read them: make a new DataLoader"
+                "which had read them: make a new DataLoader. Image sizes can change by its `size`, a schedule"
             )
 
     def refuse(self, **arguments: Any) -> None:

@@ -1,16 +1,18 @@
 """DataLoader over PyTorch's datasets whose images DALI decodes: as a script for PyTorch's loader expects it."""
 
+import copy
 import logging
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import ImageFile
-from torch.utils.data import Dataset, RandomSampler, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, RandomSampler, Subset, TensorDataset
 
 from fastfeed import DataLoader, transforms
-from tests.images import picture
+from tests.images import picture, write_folder
 from tests.loaders import by_index
 from tests.torch_loaders import PYTORCHS, Mapped
 
@@ -71,6 +73,18 @@ def test_a_generators_order_is_that_of_pytorchs_loader(photos, epochs):
 
 
 @pytest.mark.dali
+def test_a_generators_next_epoch_does_not_depend_on_what_was_read_ahead(photos):
+    def after_a_break(ahead):
+        data = loader(photos, 1, shuffle=True, generator=torch.Generator().manual_seed(5), prefetch_factor=ahead)
+        iterator = iter(data)
+        given = [next(iterator) for _ in range(2)]
+        del iterator
+        return order(given), order(data)
+
+    assert after_a_break(1) == after_a_break(2 * N)
+
+
+@pytest.mark.dali
 def test_pytorchs_seed_decides_where_none_is_given(photos):
     def pixels():
         data = loader(photos, shuffle=True, info=True, transform=transforms.train(16))
@@ -104,6 +118,8 @@ def test_new_loaders_have_new_orders_and_states_go_on():
     resumed.load_state_dict(state)
     assert order(resumed) == rest
     assert resumed.seed == loaders[1].seed
+    resumed.load_state_dict(loaders[0].state_dict())  # of another seed, which again nobody chose
+    assert resumed.seed == loaders[0].seed
     with pytest.raises(ValueError, match="the state is of a loader with seed"):
         DataLoader(dataset, 5, shuffle=True, device="cpu", seed=1).load_state_dict(state)
     # Ranks, which may have seeded PyTorch apart, share one epoch.
@@ -118,7 +134,7 @@ def _at(data, epoch):
 
 
 @pytest.mark.dali
-@pytest.mark.parametrize("change", ["transform", "samples", "length", "indices"])
+@pytest.mark.parametrize("change", ["transform", "length", "indices"])
 def test_a_dataset_that_is_changed_later_is_noticed(photos, change):
     dataset = Photos(photos.files[0].parent)
     subset = Subset(dataset, [2, 1, 0])
@@ -126,14 +142,77 @@ def test_a_dataset_that_is_changed_later_is_noticed(photos, change):
     assert order(data) == [2, 1, 0]
     if change == "transform":
         dataset.transform = lambda image: image
-    elif change == "samples":
-        dataset.samples = list(range(N))
     elif change == "length":
         dataset.samples.append(0)
     else:
         subset.indices = [0, 1, 2]
     with pytest.raises(RuntimeError, match="Subset was changed, its transform or its samples, after the DataLoader"):
         list(data)
+
+
+class Named(Photos):
+    """Has methods and properties of its own under the names that torchvision's datasets have for other things."""
+
+    transform = property(lambda self: None, lambda self, value: None)
+    samples = property(lambda self: [i + self.shift for i in range(N)], lambda self, value: None)
+    shift = 0
+
+    def target_transform(self, target):
+        return target
+
+    def loader(self, path):
+        return path
+
+
+@pytest.mark.dali
+def test_what_get_encoded_gives_may_change(photos):
+    dataset = Named(photos.files[0].parent)
+    data = loader(dataset)
+    assert order(data) == list(range(N))
+    dataset.shift = 5  # it is asked each time
+    assert order(data) == list(range(5, N + 5))
+
+
+@pytest.mark.dali
+@pytest.mark.parametrize("change", ["transform", "size", "step", "samples", "target_transform", "loader"])
+def test_a_folder_that_is_changed_later_is_noticed(tmp_path, change):
+    pytest.importorskip("tests.torchvision_ops").torchvision_or_skip("torchvision")
+    from torchvision import datasets
+    from torchvision import transforms as theirs
+
+    def transform(size=8):
+        return theirs.Compose([theirs.Resize((size, 8)), theirs.ToTensor()])
+
+    folder = write_folder(tmp_path, {"a": 2, "b": 2})
+    dataset = datasets.ImageFolder(folder, transform())
+    data = DataLoader(ConcatDataset([Subset(dataset, [3, 0]), dataset]), 6, device="cpu", backend="dali")
+    copies = [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]
+    ((expected, target),) = data
+    assert target.tolist() == [1, 0, 0, 0, 1, 1]
+    dataset.transform, before = transform(), dataset.transform
+    assert torch.equal(next(iter(data))[0], expected)  # another object, and the same transform
+    dataset.transform = before
+    match change:
+        case "transform":
+            dataset.transform = transform(9)
+        case "size":
+            dataset.transform.transforms[0].size = (9, 8)
+        case "step":
+            dataset.transform.transforms.append(theirs.Normalize(0.5, 0.5))
+        case "samples":
+            dataset.samples = [*reversed(dataset.samples)]
+        case "target_transform":
+            dataset.target_transform = str
+        case "loader":
+            dataset.loader = datasets.folder.accimage_loader
+    place = data.state_dict()
+    with pytest.raises(
+        RuntimeError, match=r"ConcatDataset was changed, .*: make a new DataLoader.* `size`, a schedule"
+    ):
+        list(data)
+    assert data.state_dict() == place  # no epoch was begun
+    for other in copies:
+        assert torch.equal(next(iter(other))[0], expected)
 
 
 @pytest.mark.parametrize("targets", [

@@ -5,8 +5,8 @@ results is `Unreadable`, with every reason.
 """
 
 from fastfeed.data.reading.collate import read_collate
-from fastfeed.data.reading.datasets import Reading, read_dataset, snapshot, unchanged
+from fastfeed.data.reading.datasets import Reading, Snapshot, read_dataset, snapshot
 from fastfeed.data.reading.reasons import Unreadable
 from fastfeed.data.reading.transforms import read_transform
 
-__all__ = ["Reading", "Unreadable", "read_collate", "read_dataset", "read_transform", "snapshot", "unchanged"]
+__all__ = ["Reading", "Snapshot", "Unreadable", "read_collate", "read_dataset", "read_transform", "snapshot"]

@@ -1,5 +1,6 @@
 """Reading datasets: those of torchvision that lie in files, and others that say where their encoded images are."""
 
+import operator
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -77,19 +78,53 @@ def read_dataset(dataset: Any) -> Reading:
     return Reading(source, transform, dtype)
 
 
-def snapshot(dataset: Any) -> list[Any]:
-    """Return what `read_dataset` reads of a dataset, to see later with `unchanged` whether somebody has set it anew."""
-    if isinstance(dataset, Subset):
-        return [dataset.indices, *snapshot(dataset.dataset)]
-    if isinstance(dataset, ConcatDataset):
-        return [found for part in dataset.datasets for found in snapshot(part)]
-    return [len(dataset), *(getattr(dataset, name, None) for name in ("samples", "transform", "target_transform"))]
+@dataclass(frozen=True)
+class Snapshot:
+    """What `read_dataset` reads of a dataset, to see later whether that has changed.
+
+    Attributes:
+        transforms: as they are read, one of each part, or why not; None of a part that has none.
+        lengths: of the parts.
+        objects: what is compared by identity, and not looked into: lists of samples and of indices, functions.
+    """
+
+    transforms: list[Any]
+    lengths: list[int]
+    objects: list[Any]
+
+    def same(self, other: "Snapshot") -> bool:
+        """Whether another one is of the same transforms, samples and targets."""
+        return (
+            self.transforms == other.transforms
+            and self.lengths == other.lengths
+            and len(self.objects) == len(other.objects)
+            and all(map(operator.is_, self.objects, other.objects))
+        )
 
 
-def unchanged(before: list[Any], after: list[Any]) -> bool:
-    """Whether two snapshots have the same objects, and datasets of the same lengths."""
-    same = (a == b if isinstance(a, int) else a is b for a, b in zip(before, after, strict=False))
-    return len(before) == len(after) and all(same)
+def snapshot(dataset: Any) -> Snapshot:
+    """Return what `read_dataset` reads of a dataset that it can read."""
+    parts: list[Any] = [dataset]
+    transforms: list[Any] = []
+    lengths: list[int] = []
+    objects: list[Any] = []
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Subset):
+            objects.append(part.indices)
+            parts.append(part.dataset)
+        elif isinstance(part, ConcatDataset):
+            parts += part.datasets
+        else:
+            lengths.append(len(part))
+            transform = getattr(part, "transform", None)
+            try:
+                transforms.append(None if transform is None else read_transform(transform))
+            except Unreadable as error:
+                transforms.append(error.reasons)
+            if _is_folder(part):  # of the others `get_encoded` is called anew, and these names may be of anything
+                objects += [part.samples, part.target_transform, part.loader]
+    return Snapshot(transforms, lengths, objects)
 
 
 def _flatten(dataset: Any, reasons: list[str]) -> tuple[list[Any], Int64]:
