@@ -53,13 +53,15 @@ def contact_sheet(loader: DataLoader, count: int = 32, columns: int = 8) -> Imag
         An RGB image.
 
     Raises:
-        ValueError: for a count or columns below 1, or a loader that gives no images, or batches of PyTorch's workers,
-            in which nobody knows what is an image.
+        ValueError: for a count or columns below 1, or a loader that gives no images, or samples instead of batches, or
+            batches of PyTorch's workers, in which nobody knows what is an image.
     """
     check_whole("count", count, 1)
     check_whole("columns", columns, 1)
     if loader.backend != "dali":
         raise ValueError("the loader's batches are made by PyTorch's workers; expected images that DALI decodes")
+    if loader.batch_size is None and loader.batch_sampler is None:
+        raise ValueError("the loader's batch_size is None, and it gives samples; expected one that gives batches")
     pictures: list[npt.NDArray[np.uint8]] = []
     labels: list[list[str]] = []
     for images, target, *_ in loader:

@@ -156,6 +156,14 @@ def test_batches_of_workers_are_refused():
         contact_sheet(DataLoader(images, 2, device="cpu"))
 
 
+def test_samples_are_refused(folder):
+    with pytest.raises(ValueError, match="batch_size is None, and it gives samples; expected one that gives batches"):
+        contact_sheet(loader(folder, batch_size=None))
+    batches = DataLoader(folder, batch_sampler=[[0, 1], [2]], transform=transforms.eval(SIZE), device="cpu")
+    sheet = contact_sheet(batches, count=2)  # whose batch_size is None too
+    assert np.array_equal(np.asarray(sheet), np.asarray(contact_sheet(loader(folder), count=2)))
+
+
 def test_a_loader_without_images(tmp_path):
     root = write_folder(tmp_path / "data", {"a": 3})
     for path in (root / "a").iterdir():
