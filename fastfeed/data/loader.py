@@ -1,5 +1,6 @@
 """DataLoader: PyTorch's, by DALI where that can be, and by PyTorch's workers where not."""
 
+import copy
 import inspect
 import types
 from collections.abc import Callable, Generator, Iterable
@@ -374,8 +375,7 @@ class DataLoader:
     @property
     def epoch(self) -> int:
         """The epoch that the next `iter()` runs."""
-        epoch: int = self._progress.next_start(self._epoch_of_sampler())["epoch"]
-        return epoch
+        return int(self._progress.next_start(self._epoch_of_sampler())["epoch"])
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
@@ -421,6 +421,11 @@ class DataLoader:
             self._seed, self._seed_is_drawn = int(state["seed"]), False
         self._progress.resume(place)
 
+    def __copy__(self) -> "DataLoader":
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__, _progress=copy.copy(self._progress))  # its epochs are its own
+        return other
+
     def __iter__(self) -> EpochIterator:
         this = Run(self._epochs())
         return EpochIterator(self._run(this), partial(self._length, this))
@@ -450,7 +455,7 @@ class DataLoader:
         batches = self._engine.run(start, this.epochs)
         try:
             # `map`, which keeps no reference to what it gives: the batch is the consumer's.
-            yield from map(partial(self._noted, this), batches)
+            yield from map(partial(self._progress.note, this), batches)
         finally:
             batches.close()
             if self._closed:  # while this ran, which has left its threads and memory to the next epoch
@@ -464,10 +469,6 @@ class DataLoader:
     def _epoch_of_sampler(self) -> int | None:
         """Return what a script has set a PyTorch sampler's epoch to since the last one began, or None."""
         return self._order.epoch_set_elsewhere() if isinstance(self._order, TorchSampler) else None
-
-    def _noted(self, this: Run, given: Given) -> Given:
-        self._progress.note(this, given)
-        return given
 
     def _epochs(
         self, *, rank: int | None = None, world_size: int | None = None, drop_last: bool | None = None

@@ -56,10 +56,11 @@ class Progress:
         self._epoch, self._resume, self._given, self._newest = start["epoch"] + 1, None, start, run
         return start
 
-    def note(self, run: Run, given: Given) -> None:
-        """Note that an iterator gave a batch."""
+    def note(self, run: Run, given: Given) -> Given:
+        """Note that an iterator gives a batch, and return that."""
         if run is self._newest and given.error is None:
             self._given = given.progress
+        return given
 
     def end(self, run: Run) -> None:
         """Note that an iterator is done."""

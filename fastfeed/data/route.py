@@ -177,9 +177,11 @@ def make_order(
     """Return what decides which samples come, and when.
 
     Raises:
-        TypeError: for a sampler that is none.
+        TypeError: for a sampler or a generator that is none.
         ValueError: for arguments that do not go together, as in PyTorch's loader.
     """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator is {generator!r}; expected a torch.Generator, or None")
     given = {"shuffle": shuffle or None, "sampler": sampler, "batch_sampler": batch_sampler}
     names = [name for name, value in given.items() if value is not None]
     if isinstance(dataset, IterDataPipe) and names == ["shuffle"]:  # whose own shuffling PyTorch's loader turns on

@@ -189,3 +189,9 @@ def test_what_pytorchs_loader_lets_one_set():
         assert [int(batch) for batch in data] == [3, 12]
         with pytest.raises(ValueError, match="batch_size"):
             data.batch_size = 4
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_generator_that_is_none(shuffle):
+    with pytest.raises(TypeError, match=r"generator is 3; expected a torch\.Generator"):
+        DataLoader(range(3), shuffle=shuffle, generator=3)

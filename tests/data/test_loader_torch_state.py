@@ -1,5 +1,6 @@
 """What DataLoader adds where PyTorch's workers make the batches: shares of ranks, states, indices, stable addresses."""
 
+import copy
 import json
 import pickle
 
@@ -242,6 +243,16 @@ def test_a_resume_on_other_ranks_and_of_another_batch_size():
     for data in rest:
         data.load_state_dict(loaders[0].state_dict())
     assert sorted(index_of(first) + [i for data in rest for i in index_of(data)]) == list(range(N))
+
+
+def test_a_copys_epochs_are_its_own():
+    data = DataLoader(range(N), 4, shuffle=True)
+    next(iter(data))
+    place = data.state_dict()
+    copied = copy.copy(data)
+    assert copied.state_dict() == place
+    list(copied)
+    assert (copied.epoch, data.epoch, data.state_dict()) == (2, 1, place)
 
 
 def test_a_state_of_something_else_is_refused():
