@@ -1,214 +1,341 @@
-"""Label-smoothed cross-entropy: ``torch.nn.functional.cross_entropy``, fused.
+"""Cross-entropy: ``torch.nn.functional.cross_entropy``, fused, and for two labels per sample.
 
-The op works on rows of logits and class indices; its kernel stands in ``kernels/cross_entropy.py``. Whatever the
-kernel does not take goes to PyTorch's own function: the CPU, class weights, probability targets, more dimensions,
-float64, forward-mode differentiation and ``torch.func``.
+Three kinds of target: class indices; two of them and a weight, a `fastfeed.MixedTarget`; probabilities. The first two
+share an op, whose kernels stand in ``kernels/cross_entropy.py``; those for probabilities stand in
+``kernels/dense_cross_entropy.py``. What no kernel takes goes to PyTorch's own function or, for a MixedTarget, to the
+reference here: the CPU, float64, forward-mode differentiation and ``torch.func``, and what PyTorch refuses.
 """
 
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastfeed.kernels import can_run
+from fastfeed.data.mix import MixedTarget
+from fastfeed.ops.registration import KERNEL_DTYPES, below_autograd, kernel_takes, register
 
-_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+REDUCTIONS = ("mean", "sum", "none")
 
 
 def cross_entropy(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | MixedTarget,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """``torch.nn.functional.cross_entropy`` (Szegedy et al., 2016, for label smoothing), in two kernels.
+    """``torch.nn.functional.cross_entropy`` (Szegedy et al., 2016, for label smoothing), in three launches.
 
     Args:
-        input: [N, C] logits; the kernel takes float32, float16 and bfloat16 on a GPU.
-        target: [N] int64 class indices, 0 to C - 1, or `ignore_index`; or what PyTorch takes besides.
+        input: [N, C] or [N, C, d1, ...] logits; the kernels take float32, float16 and bfloat16 on a GPU.
+        target: one of these.
+
+            - [N] or [N, d1, ...] int64 class indices, 0 to C - 1, or `ignore_index`.
+            - A `fastfeed.MixedTarget` of two of them, a and b, and lam, one number, or [N] for [N, d1, ...] too. The
+              loss is that of the probabilities ``target.dense(C)``, which are never built. A label may be
+              `ignore_index`, and counts for nothing then: the mean is over what the others count.
+            - Probabilities, floating point, of the shape of the input.
         weight: [C] class weights.
         ignore_index: target of rows that count neither in the loss nor in the mean.
-        reduction: "mean" over the rows that count, "sum" or "none".
+        reduction: "mean" over the rows that count, with class indices as much as their weights; "sum" or "none".
         label_smoothing: 0 to 1.
 
     Returns:
-        A scalar, or [N] for "none", of the input's dtype; under autocast float32, as PyTorch's.
+        A scalar, or, for "none", [N] or [N, d1, ...]; of the input's dtype, under autocast float32, as PyTorch's.
 
     Raises:
         ValueError: for an unknown reduction, or shapes that do not go together.
-        RuntimeError: for a label_smoothing outside 0 to 1, or a target that is neither int64 nor probabilities.
-        IndexError: on the CPU, for a target that is no class.
+        RuntimeError: for a label_smoothing outside 0 to 1, or a target that is neither class indices nor probabilities.
+        IndexError: on the CPU, for a target that is no class; on a GPU under ``torch.autograd.detect_anomaly()``, which
+            waits for the GPU.
 
     PyTorch's deprecated `size_average` and `reduce` are left out, here and in the order of arguments.
 
-    Differences of the kernel from PyTorch, all deliberate: the logits of an ignored row get gradient 0 even where they
+    Differences of the kernels from PyTorch, all deliberate: the logits of an ignored row get gradient 0 even where they
     are NaN or inf; a target that is no class gives a NaN loss, not a device-side assertion that ends the process; and
     a sum of float16 losses is rounded once, at its end.
     """
-    rows = input.dim() == 2 and input.shape[1] > 0 and target.dim() == 1 and target.dtype == torch.int64
-    if not rows or weight is not None or not _kernel_takes(input):
-        return F.cross_entropy(input, target, weight, None, ignore_index, None, reduction, label_smoothing)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"{reduction!r} is not a valid value for reduction; expected 'mean', 'sum' or 'none'")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise RuntimeError(f"label_smoothing is {label_smoothing}; expected a value from 0.0 to 1.0")
-    if input.shape[0] != target.shape[0]:
-        raise ValueError(
-            f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({target.shape[0]})."
-        )
-    if input.device != target.device:
-        raise RuntimeError(f"input is on {input.device}, target on {target.device}; expected one device")
-
-    loss, _, _ = torch.ops.fastfeed.cross_entropy_forward(
-        input.contiguous(), target.contiguous(), ignore_index, label_smoothing
-    )
-    if reduction == "none":
-        result = loss
-    elif reduction == "sum":
-        result = loss.sum()
-    else:
-        result = loss.sum() / (target != ignore_index).sum()
-    autocast = torch.is_autocast_enabled(input.device.type)
-    return result if autocast else result.to(input.dtype)
+    if isinstance(target, MixedTarget):
+        return label_loss(input, target, weight, ignore_index, reduction, label_smoothing)
+    if _goes_to_kernel(input, target, None, None, weight, reduction, label_smoothing):
+        return _fused(input, target, None, None, weight, ignore_index, reduction, label_smoothing, 0.0)
+    return F.cross_entropy(input, target, weight, None, ignore_index, None, reduction, label_smoothing)
 
 
-def _kernel_takes(input: Tensor) -> bool:
-    if not can_run(input.device) or input.dtype not in _KERNEL_DTYPES:
-        return False
-    if torch.compiler.is_compiling():
-        return True
-    # The op knows reverse mode alone: forward mode would silently lose its tangent, torch.func fail obscurely.
-    transformed = torch._C._functorch.is_functorch_wrapped_tensor(input)
-    return not transformed and forward_ad.unpack_dual(input).tangent is None
-
-
-# --- The eager reference: what the kernel computes, and the op where it is called without one -----------------
-
-
-def _forward_reference(
-    logits: Tensor, target: Tensor, ignore_index: int, smoothing: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (loss, maximum, log_sum), [N] each, in float32 or, for float64 logits, in float64."""
-    x = logits.to(_compute_dtype(logits.dtype))
-    ignored = target == ignore_index
-    y = target.masked_fill(ignored, 0)
-    log_p = x.log_softmax(dim=1)
-    maximum, highest = x.max(dim=1)
-    log_sum = -log_p.gather(1, highest[:, None])[:, 0]
-    loss = (smoothing - 1) * log_p.gather(1, y[:, None])[:, 0]
-    if smoothing > 0:  # 0 * -inf would be NaN
-        loss -= smoothing * log_p.mean(dim=1)
-    return loss.masked_fill(ignored, 0), maximum, log_sum
-
-
-def _backward_reference(
-    grad_loss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    maximum: Tensor,
-    log_sum: Tensor,
+def label_loss(
+    input: Tensor,
+    target: Tensor | MixedTarget,
+    weight: Tensor | None,
     ignore_index: int,
-    smoothing: float,
+    reduction: str,
+    smoothing: float = 0.0,
+    gamma: float = 0.0,
 ) -> Tensor:
-    """Return the gradient [N, C] of the logits."""
-    ignored = target == ignore_index
-    y = target.masked_fill(ignored, 0)
-    grad = logits.to(maximum.dtype).softmax(dim=1)  # exp(x - maximum - log_sum)
-    if smoothing > 0:
-        grad -= smoothing / logits.shape[1]
-    grad.scatter_add_(1, y[:, None], grad.new_full((len(y), 1), smoothing - 1))
-    return grad.mul_(grad_loss[:, None]).masked_fill_(ignored[:, None], 0).to(logits.dtype)
+    """Return the loss of one or two labels per row, by the kernels where they take it, else by the reference.
+
+    Args and errors, where they are not those of `cross_entropy`:
+        gamma: of the focal loss; 0 for none. It goes with no smoothing.
+    """
+    a, b, lam = target if isinstance(target, MixedTarget) else (target, None, None)
+    if _goes_to_kernel(input, a, b, lam, weight, reduction, smoothing):
+        return _fused(input, a, b, lam, weight, ignore_index, reduction, smoothing, gamma)
+    _check(input, a, b, lam, weight, reduction, smoothing)
+    _check_classes(a, input.shape[1], ignore_index)
+    if b is not None:
+        _check_classes(b, input.shape[1], ignore_index)
+    return reference(input, a, b, lam, weight, ignore_index, reduction, smoothing, gamma, _dtype_of_loss(input))
+
+
+def _fused(
+    input: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    lam: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
+    gamma: float,
+) -> Tensor:
+    _check_classes(a, input.shape[1], ignore_index)
+    if b is not None:
+        _check_classes(b, input.shape[1], ignore_index)
+    dtype = _dtype_of_loss(input)
+    loss, _ = _FORWARD(input, a, b, lam, weight, ignore_index, reduction, smoothing, gamma, dtype)
+    return loss
+
+
+def _dtype_of_loss(input: Tensor) -> torch.dtype:
+    return torch.float32 if torch.is_autocast_enabled(input.device.type) else input.dtype
+
+
+def _goes_to_kernel(
+    input: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    lam: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    smoothing: float,
+) -> bool:
+    """Whether the kernels take a call. What is wrong with others shows elsewhere: in PyTorch's function, say."""
+    if not kernel_takes(input, weight, lam) or input.dim() < 2 or input.shape[1] == 0:
+        return False
+    if reduction not in REDUCTIONS or not 0 <= smoothing <= 1:
+        return False
+    shape = input.shape[:1] + input.shape[2:]
+    for labels in (a, b):
+        if labels is not None and not (
+            labels.shape == shape and labels.dtype in (torch.int64, torch.uint8) and labels.device == input.device
+        ):
+            return False
+    if lam is not None and (lam.requires_grad or lam.device != input.device or lam.shape not in ((), (1,), shape[:1])):
+        return False
+    if weight is None:
+        return True
+    # PyTorch refuses weights of another dtype, which autocast converts.
+    dtypes = KERNEL_DTYPES if torch.is_autocast_enabled(input.device.type) else (input.dtype,)
+    same = weight.shape == input.shape[1:2] and weight.dtype in dtypes and weight.device == input.device
+    return same and not weight.requires_grad
+
+
+def _check(
+    input: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    lam: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    smoothing: float,
+) -> None:
+    """Raise, as `cross_entropy` says, for what does not go together."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{reduction!r} is not a valid value for reduction; expected 'mean', 'sum' or 'none'")
+    if not 0.0 <= smoothing <= 1.0:
+        raise RuntimeError(f"label_smoothing is {smoothing}; expected a value from 0.0 to 1.0")
+    if input.dim() < 2:
+        raise ValueError(f"input is {list(input.shape)}; expected [N, C] or [N, C, d1, ...]")
+    expected = [input.shape[0], *input.shape[2:]]
+    for name, labels in (("target", a), ("target.b", b)):
+        if labels is None:
+            continue
+        if list(labels.shape) != expected:
+            raise ValueError(f"{name} is {list(labels.shape)}; expected {expected}, for input {list(input.shape)}")
+        if labels.dtype not in (torch.int64, torch.uint8):
+            raise RuntimeError(f"{name} is {labels.dtype}; expected class indices, torch.int64")
+        if labels.device != input.device:
+            raise RuntimeError(f"input is on {input.device}, {name} on {labels.device}; expected one device")
+    if lam is not None:
+        if lam.shape not in ((), (1,), input.shape[:1]):
+            raise ValueError(f"target.lam is {list(lam.shape)}; expected one number, or [{input.shape[0]}]")
+        if lam.device != input.device:
+            raise RuntimeError(f"input is on {input.device}, target.lam on {lam.device}; expected one device")
+    if weight is not None and weight.shape != input.shape[1:2]:
+        raise RuntimeError(f"weight is {list(weight.shape)}; expected [{input.shape[1]}], one for each class")
+
+
+def _check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise for labels that are no classes, where that does not wait for a device, or is asked for."""
+    if torch.compiler.is_compiling() or target.device.type == "meta" or type(target) is not Tensor:
+        return
+    if target.device.type != "cpu" and not torch.is_anomaly_enabled():
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(target):
+        return
+    wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
+    if wrong.any():
+        place = wrong.nonzero()[0].tolist()
+        raise IndexError(
+            f"Target {int(target[tuple(place)])} is out of bounds: expected 0 to {classes - 1}, or ignore_index "
+            f"{ignore_index}; it is target{place}"
+        )
+
+
+# --- The eager reference ------------------------------------------------------------------------------------
+
+
+def reference(
+    input: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    lam: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
+    gamma: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return what the kernels compute for labels, in PyTorch's ops, which can be differentiated in every way."""
+    compute = torch.promote_types(input.dtype, torch.float32)
+    ignored = a == ignore_index if b is None else (a == ignore_index) & (b == ignore_index)
+    x = input.to(compute).masked_fill(ignored.unsqueeze(1), 0)  # NaN there would be in the gradient
+    weight = None if weight is None else weight.to(compute)
+
+    def loss_of(y: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            if not gamma:
+                return F.cross_entropy(
+                    x, y, weight, ignore_index=ignore_index, reduction="none", label_smoothing=smoothing
+                )
+            nll = F.cross_entropy(x, y, ignore_index=ignore_index, reduction="none")
+        rest = -torch.expm1(-nll)  # 1 - p
+        focal = torch.where(rest > 0, rest, 1) ** gamma * torch.where(rest > 0, nll, 0)
+        return focal if weight is None else focal * weight_of(y)
+
+    def weight_of(y: Tensor) -> Tensor:
+        return (y != ignore_index).to(compute) * (1 if weight is None else weight[y.masked_fill(y == ignore_index, 0)])
+
+    if b is None or lam is None:
+        loss, count = loss_of(a), weight_of(a)
+    else:
+        lam = lam.to(compute).reshape(-1, *[1] * (a.dim() - 1))
+        # A label that counts for nothing has no part in the loss, be its own infinite.
+        loss = torch.where(lam == 0, 0, lam * loss_of(a)) + torch.where(lam == 1, 0, (1 - lam) * loss_of(b))
+        count = lam * (a != ignore_index) + (1 - lam) * (b != ignore_index)  # as for probabilities, without weights
+    if reduction == "mean":
+        loss = loss.sum() / count.sum()
+    elif reduction == "sum":
+        loss = loss.sum()
+    return loss.to(dtype)
 
 
 # --- Registration -------------------------------------------------------------------------------------------
 
-_library = torch.library.Library("fastfeed", "FRAGMENT")
-_library.define(
-    "cross_entropy_forward(Tensor logits, Tensor target, int ignore_index, float smoothing) -> (Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor maximum, Tensor log_sum, "
-    "int ignore_index, float smoothing) -> Tensor"
-)
+
+def _forward(
+    input: Tensor,
+    target: Tensor,
+    other: Tensor | None,
+    lam: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
+    gamma: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    from fastfeed.kernels.cross_entropy import forward
+
+    return forward(input, target, other, lam, weight, ignore_index, reduction, smoothing, gamma, dtype)
 
 
-def _forward(logits: Tensor, target: Tensor, ignore_index: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-    if logits.device.type == "cpu":
-        _check_targets(target, logits.shape[1], ignore_index)
-    if can_run(logits.device) and logits.dtype in _KERNEL_DTYPES:
-        from fastfeed.kernels.cross_entropy import forward
-
-        return forward(logits, target, ignore_index, smoothing)
-    return _forward_reference(logits, target, ignore_index, smoothing)
+def _forward_fake(
+    input: Tensor,
+    target: Tensor,
+    other: Tensor | None,
+    lam: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
+    gamma: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    loss = input.new_empty(target.shape if reduction == "none" else (), dtype=dtype)
+    return loss, input.new_empty(3 * target.numel() + 2, dtype=torch.float32)
 
 
 def _backward(
     grad_loss: Tensor,
-    logits: Tensor,
+    input: Tensor,
     target: Tensor,
-    maximum: Tensor,
-    log_sum: Tensor,
+    other: Tensor | None,
+    lam: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor,
     ignore_index: int,
+    reduction: str,
     smoothing: float,
+    gamma: float,
 ) -> Tensor:
-    if can_run(logits.device) and logits.dtype in _KERNEL_DTYPES:
-        from fastfeed.kernels.cross_entropy import backward
+    from fastfeed.kernels.cross_entropy import backward
 
-        return backward(grad_loss.contiguous(), logits, target, maximum, log_sum, ignore_index, smoothing)
-    return _backward_reference(grad_loss, logits, target, maximum, log_sum, ignore_index, smoothing)
-
-
-def _forward_fake(logits: Tensor, target: Tensor, ignore_index: int, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-    loss = logits.new_empty(logits.shape[0], dtype=_compute_dtype(logits.dtype))
-    return loss, torch.empty_like(loss), torch.empty_like(loss)
+    options = ignore_index, reduction, smoothing, gamma
+    return backward(grad_loss, input, target, other, lam, weight, state, *options)
 
 
-def _backward_fake(grad_loss: Tensor, logits: Tensor, *saved_and_options: Any) -> Tensor:
-    return torch.empty_like(logits)
+def _backward_fake(grad_loss: Tensor, input: Tensor, *others: Any) -> Tensor:
+    dense = input.is_contiguous() or input.movedim(1, -1).is_contiguous()
+    return torch.empty_like(input) if dense else torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    logits, target, ctx.ignore_index, ctx.smoothing = inputs
-    _, maximum, log_sum = output
-    ctx.mark_non_differentiable(maximum, log_sum)
-    ctx.save_for_backward(logits, target, maximum, log_sum)
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        with below_autograd():
+            loss, state = _FORWARD(*arguments)
+        ctx.save_for_backward(*arguments[:5], state)
+        ctx.options = arguments[5:]
+        ctx.mark_non_differentiable(state)
+        ctx.set_materialize_grads(False)
+        return loss, state
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad_loss is None or not ctx.needs_input_grad[0]:
+            return (None,) * 10
+        *tensors, state = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: what can be differentiated again
+            loss = reference(*tensors, *ctx.options)
+            (grad,) = torch.autograd.grad(loss, tensors[0], grad_loss, create_graph=True)
+        else:
+            grad = _BACKWARD(grad_loss, *tensors, state, *ctx.options[:-1])
+        return (grad, *(None,) * 9)
 
 
-def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    grad = torch.ops.fastfeed.cross_entropy_backward(grad_loss, *ctx.saved_tensors, ctx.ignore_index, ctx.smoothing)
-    return grad, None, None, None
-
-
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "fastfeed.functional.cross_entropy cannot be differentiated twice. Use torch.nn.functional.cross_entropy for "
-        "this loss"
-    )
-
-
-for _key in ("CPU", "CUDA"):
-    _library.impl("cross_entropy_forward", _forward, _key)
-    _library.impl("cross_entropy_backward", _backward, _key)
-torch.library.register_fake("fastfeed::cross_entropy_forward", _forward_fake, lib=_library)
-torch.library.register_fake("fastfeed::cross_entropy_backward", _backward_fake, lib=_library)
-torch.library.register_autograd(
-    "fastfeed::cross_entropy_forward", _differentiate, setup_context=_setup_context, lib=_library
+_FORWARD = register(
+    "cross_entropy(Tensor input, Tensor target, Tensor? other, Tensor? lam, Tensor? weight, SymInt ignore_index, "
+    "str reduction, float smoothing, float gamma, ScalarType dtype) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    _CrossEntropy,
 )
-torch.library.register_autograd("fastfeed::cross_entropy_backward", _refuse_double_backward, lib=_library)
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _check_targets(target: Tensor, classes: int, ignore_index: int) -> None:
-    wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
-    if wrong.any():
-        value = int(target[wrong][0])
-        raise IndexError(
-            f"Target {value} is out of bounds: expected 0 to {classes - 1}, or ignore_index {ignore_index}"
-        )
+_BACKWARD = register(
+    "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? other, Tensor? lam, Tensor? weight, "
+    "Tensor state, SymInt ignore_index, str reduction, float smoothing, float gamma) -> Tensor",
+    _backward,
+    _backward_fake,
+)

@@ -37,24 +37,72 @@ class Case:
 
 ADAMW = ("multi_tensor", "adamw_kernel", "*i64:16 i32" + " fp32" * 9)
 ADAMW_SIZES = {"CHUNK": "CHUNK", "BLOCK": "BLOCK"}
-LOSS = ("cross_entropy", "cross_entropy_forward_kernel")
-LOSS_BACKWARD = ("cross_entropy", "cross_entropy_backward_kernel")
-STATISTICS = "*fp32:16 *fp32:16 *fp32:16"
-IMAGENET = {"C": 1000, "BLOCK": 1024}
+
+
+def losses() -> list[Case]:
+    """Cross-entropy of long rows and of tiles, forward and backward, with all that a call may ask for."""
+    plain = {"MIXED": False, "WEIGHTED": False, "SMOOTHED": True, "FOCAL": False}
+    everything = {"MIXED": True, "WEIGHTED": True, "SMOOTHED": True, "FOCAL": False}
+    focal = {"MIXED": False, "WEIGHTED": True, "SMOOTHED": False, "FOCAL": True}
+    cases = []
+    for dtype, classes, flags in (
+        ("bf16", 1000, plain),
+        ("fp32", 1000, plain),
+        ("bf16", 1000, everything),
+        ("fp16", 1000, focal),
+        ("bf16", 1001, plain),  # rows that begin anywhere
+        ("bf16", 21843, everything),
+        ("bf16", 128256, plain),
+    ):
+        vec = 4 if dtype == "fp32" else 8
+        unaligned = classes % vec != 0
+        block = 1024 if classes <= 1001 else 4096
+        pointers = " ".join([f"*{dtype}:16", "*i64:16", "*i64:16", "*fp32:16", "*fp32:16"])
+        size = f"i32 i32{':16' if classes % 16 == 0 else ''}"
+        options = {**flags, "VEC": vec, "TAIL": unaligned, "BLOCK": block}
+        warps = block // 256 if block < 2048 else 8
+        least = 1 if vec == 8 else 2
+        forward = {**options, "BLOCK": min(block, 2048 if flags["WEIGHTED"] else 4096)}
+        cases.append(
+            Case("cross_entropy", "cross_entropy_rows_kernel",
+                 f"{pointers} *fp32:16 *fp32:16 i32 {size} i32 fp32 fp32", forward, warps, least)
+        )  # fmt: skip
+        cases.append(
+            Case("cross_entropy", "cross_entropy_rows_backward_kernel",
+                 f"{pointers} *fp32:16 *fp32:16 *{dtype}:16 i32 i32 {size} i32 fp32 fp32",
+                 {**options, "MEAN": True, "ALIGNED": not unaligned}, warps, least)
+        )  # fmt: skip
+    for dtype, flags, block_c, block_s, step, loads in (
+        ("bf16", plain, 8, 512, "constexpr", 4),
+        ("fp32", everything, 8, 512, "constexpr", 8),
+        ("bf16", focal, 16, 64, "i32", 0),  # short rows
+    ):
+        classes_together = step == "i32"
+        pointers = " ".join([f"*{dtype}:16", "*i64:16", "*i64:16", "*fp32:16", "*fp32:16"])
+        constants = {"class_stride": 1} if classes_together else {"step": 1}
+        strides = "i32:16 i32" if classes_together else "i32:16 i32:16"
+        sizes = f"i32 i32 {'i32 i32' if classes_together else 'i32:16 i32'} {strides} i32 fp32 fp32"
+        options = {**constants, **flags, "BLOCK_C": block_c, "BLOCK_S": block_s}
+        cases.append(
+            Case("cross_entropy", "cross_entropy_tile_kernel", f"{pointers} *fp32:16 *fp32:16 i32 {sizes}",
+                 options, 4, loads)
+        )  # fmt: skip
+        cases.append(
+            Case("cross_entropy", "cross_entropy_tile_backward_kernel",
+                 f"{pointers} *fp32:16 *fp32:16 *{dtype}:16 i32 i32 {sizes}", {**options, "MEAN": False}, 4, loads)
+        )  # fmt: skip
+    return cases
+
+
+REDUCTION = {"LAST": True, "CHUNK": "CHUNK", "BLOCK": 1024}
 
 CASES = [
     Case(*ADAMW, {"MAXIMIZE": False, **ADAMW_SIZES}, "NUM_WARPS", loads_128bit=8),
     Case(*ADAMW, {"MAXIMIZE": True, **ADAMW_SIZES}, "NUM_WARPS", loads_128bit=8),
-    Case(*LOSS, f"*bf16:16 *i64:16 {STATISTICS} i32 fp32", IMAGENET, loads_128bit=1),
-    Case(*LOSS, f"*fp32:16 *i64:16 {STATISTICS} i32 fp32", IMAGENET, loads_128bit=2),
-    Case(*LOSS_BACKWARD, f"*bf16:16 *i64:16 {STATISTICS} *bf16:16 i32 fp32", IMAGENET, loads_128bit=1),
-    Case(*LOSS_BACKWARD, f"*fp32:16 *i64:16 {STATISTICS} *fp32:16 i32 fp32", IMAGENET, loads_128bit=2),
-    # several tiles a row; rows of an odd number of classes start at any address, so their loads stay narrow
-    Case(*LOSS, f"*bf16:16 *i64:16 {STATISTICS} i32 fp32", {"C": 128256, "BLOCK": 4096}, 8, loads_128bit=2),
-    Case(*LOSS, f"*fp16:16 *i64:16 {STATISTICS} i32 fp32", {"C": 21843, "BLOCK": 4096}, 8),
-    Case(*LOSS_BACKWARD, f"*bf16:16 *i64:16 {STATISTICS} *bf16:16 i32 fp32", {"C": 128256, "BLOCK": 4096}, 8, 2),
-    Case(*LOSS_BACKWARD, f"*fp16:16 *i64:16 {STATISTICS} *fp16:16 i32 fp32", {"C": 21843, "BLOCK": 4096}, 8),
-]
+    *losses(),
+    Case("reduction", "sum_kernel", "*fp32:16 *fp32:16 *fp32:16 *bf16:16 *fp32 i32:16",
+         {"MEAN": True, "COUNTED": True, **REDUCTION}, 2, loads_128bit=2),
+]  # fmt: skip
 
 
 def compile_case(case: Case, architecture: int) -> dict[str, Any]:
