@@ -113,7 +113,7 @@ def _collate_sequences(samples: Sequence[Any], field: str) -> Any:
 
 
 def _stack(images: Sequence[Any], field: str) -> torch.Tensor:
-    sources, shapes = zip(*(_source(image, _name(i, field)) for i, image in enumerate(images)), strict=True)
+    sources, shapes = zip(*(source_of(image, _name(i, field)) for i, image in enumerate(images)), strict=True)
     expected = shapes[0]
     for i, shape in enumerate(shapes):
         if shape != expected:
@@ -125,9 +125,19 @@ def _stack(images: Sequence[Any], field: str) -> torch.Tensor:
                 f"{_name(i, field)} is an image of shape {list(shape)}, but {_name(0, field)} is one of "
                 f"{list(expected)}. Give them {way_out}"
             )
-    output = _empty((len(images), *expected))
+    return stacked(sources, expected)
+
+
+def stacked(sources: Sequence[Any], shape: tuple[int, ...]) -> torch.Tensor:
+    """Return images in one uint8 tensor [N, *shape], which is in shared memory, if this is a worker.
+
+    Args:
+        sources: of `source_of`, all of this shape.
+        shape: three dimensions.
+    """
+    output = _empty((len(sources), *shape))
     # In a worker process this is one thread, as PyTorch sets it.
-    extension().stack(sources, expected, output.data_ptr(), torch.get_num_threads())
+    extension().stack(sources, shape, output.data_ptr(), torch.get_num_threads())
     return output
 
 
@@ -141,8 +151,14 @@ def _empty(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=torch.cuda.is_available())
 
 
-def _source(image: Any, name: str) -> tuple[Any, tuple[int, ...]]:
-    """Return what `_C.stack` reads, and its shape."""
+def source_of(image: Any, name: str = "the image") -> tuple[Any, tuple[int, ...]]:
+    """Return what `_C.stack` reads of an image, and its shape.
+
+    Raises:
+        TypeError: for what is no image.
+        ValueError: for a PIL image of another mode than L, RGB and RGBA.
+        OSError: for one that cannot be loaded.
+    """
     if not _is_image(image):
         raise TypeError(f"{name} is {_describe(image)}; expected an image (PIL, or uint8), as batch[0] has there")
     if isinstance(image, (np.ndarray, torch.Tensor)):

@@ -216,7 +216,7 @@ class DataLoader:
         self.batch_size = None if batch_sampler is not None else batch_size
         self.collate_fn = collate_fn or (default_collate if batched else default_convert)
         self.device = choose_device(device)
-        route = choose_route(dataset, transform, collate_fn, mix, backend)
+        route = choose_route(dataset, transform, collate_fn, mix, backend, batched=batched)
         self._route = route
         self.backend = "torch" if route.source is None else "dali"
         self.transform = route.transform

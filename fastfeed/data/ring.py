@@ -32,12 +32,14 @@ class Work:
         parameters: of the last pass; None without uint8 images.
         rest: the other tensors of the batch.
         tag: anything that is to come out with the batch.
+        finish: the last pass, where it is another one than the ring's.
     """
 
     images: torch.Tensor | None
     parameters: SampleParameters | None
     rest: list[torch.Tensor]
     tag: Any = None
+    finish: Finish | None = None
 
 
 @dataclass
@@ -117,10 +119,10 @@ class HostRing:
     def start(self, work: Work) -> Any:
         """Begin work on a batch, which `take` gives back."""
         images = None if work.images is None else work.images.to("cpu")
-        work = Work(images, work.parameters, [tensor.to("cpu") for tensor in work.rest], work.tag)
+        work = Work(images, work.parameters, [tensor.to("cpu") for tensor in work.rest], work.tag, work.finish)
         if self._stable is not None or images is None or images.dtype != torch.uint8:
             return work, None, None
-        return (work, *self._finish.submit(images, work.parameters))
+        return (work, *(work.finish or self._finish).submit(images, work.parameters))
 
     def push(self, started: Any) -> None:
         """Do what can be done without waiting: nothing, it is under way."""
@@ -366,6 +368,7 @@ def _finished(
     finish: Finish, images: torch.Tensor | None, work: Work, rest: list[torch.Tensor], stable: StableTensors | None
 ) -> Done:
     """Run the last pass in the caller's thread and stream."""
+    finish = work.finish or finish
     if images is None and not rest:
         return Done(None, [], work.tag)  # an error, or a batch of strings: there is nothing to put anywhere
     out = None if stable is None else stable.images

@@ -10,7 +10,15 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, IterDataPipe
 
 from fastfeed.data.mix import Mix
-from fastfeed.data.reading import Snapshot, Unreadable, read_collate, read_dataset, read_transform, snapshot
+from fastfeed.data.reading import (
+    Snapshot,
+    Unreadable,
+    read_collate,
+    read_dataset,
+    read_transform,
+    snapshot,
+    split_tail,
+)
 from fastfeed.data.samplers import Labels, Sampler, Sequential, Shuffled
 from fastfeed.data.sources import FolderSource, Source
 from fastfeed.data.torch_samplers import GeneratedOrder, TorchSampler
@@ -104,7 +112,9 @@ def check_declarations(mix: Any, size: Any, tta: Any) -> None:
         )
 
 
-def choose_route(dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None, backend: str | None) -> Route:
+def choose_route(
+    dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None, backend: str | None, *, batched: bool
+) -> Route:
     """Return which way a dataset goes, and log it.
 
     Args:
@@ -113,6 +123,7 @@ def choose_route(dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None,
         collate_fn: as given, or None.
         mix: likewise.
         backend: likewise.
+        batched: whether there are batches.
 
     Raises:
         TypeError: for a transform of another kind, or one that cannot be read.
@@ -156,7 +167,9 @@ def choose_route(dataset: Any, transform: Any, collate_fn: Any, mix: Mix | None,
             f"{'; '.join(reasons)}"
         )
     if reasons:
-        _LOG.log(level, "DataLoader: PyTorch's workers make the batches: %s", "; ".join(reasons))
+        split = split_tail(dataset, collate_fn) if batched else None
+        tail = "" if split is None else f"; {' and '.join(split.tail.names)} run in the last pass"
+        _LOG.log(level, "DataLoader: PyTorch's workers make the batches: %s%s", "; ".join(reasons), tail)
         return Route(None, own or train(), reasons=tuple(reasons))
     assert source is not None
     _LOG.info("DataLoader: DALI decodes %s", type(dataset).__name__)

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, IterDataPipe
+from torch.utils.data import IterableDataset, IterDataPipe, default_collate
 
 from fastfeed.data.epoch import Epochs, Given, SampleInfo
 from fastfeed.data.errors import BadSample
 from fastfeed.data.finish import Finish
 from fastfeed.data.order import BatchPicks
+from fastfeed.data.reading import LeftBatch, Scaling, Split, collate_left, split_tail
 from fastfeed.data.ring import Done, Rings, Work
 from fastfeed.data.tree import leaves, replace_leaves
 
@@ -41,7 +42,9 @@ class Workers:
     """What a `DataLoader` does with a dataset that is no set of files: PyTorch's loader, and its batches moved ahead.
 
     The order is that of the files' path, so shares of ranks and states are too; the workers are given indices. On a GPU
-    batches are copied on a side stream while the consumer works on others. Nothing else is done to them.
+    batches are copied on a side stream while the consumer works on others. Where the tail of a transform can be left to
+    the last pass (`split_tail`), the workers get a copy of the dataset without it, whose attributes become those of the
+    dataset at the beginning of every epoch. Nothing else is done to batches.
 
     The arguments are those of `DataLoader`, checked; `batched` is whether batches are given, or samples as they are,
     and `batch_size` and `drop_last` are for an iterable dataset, `shuffle` for an ``IterDataPipe``.
@@ -68,6 +71,10 @@ class Workers:
         self._dataset = dataset
         self._info = info
         self._iterable = isinstance(dataset, IterableDataset)
+        self._collate_fn = collate_fn
+        self._batched = batched
+        split = self._split()
+        self._copy = None if split is None else split.dataset
         self._steps = _Steps(batched)
         if self._iterable:
             how: dict[str, Any] = {"batch_size": batch_size if batched else None, "drop_last": drop_last}
@@ -78,16 +85,38 @@ class Workers:
         else:
             how = {"batch_size": None, "sampler": self._steps}
         self._loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-            dataset, **how, num_workers=num_workers, collate_fn=collate_fn, **options
+            dataset if split is None else split.dataset,
+            **how,
+            num_workers=num_workers,
+            collate_fn=collate_fn if split is None else collate_left,
+            **options,
         )
         depth = _AHEAD_ON_GPU if device.type == "cuda" else 0
         # Its threads fill pinned memory; there are no images for it.
         self._finish = Finish((0.0,), (1.0,), threads=1)
         self._rings = Rings(self._finish, device, depth, stable_addresses)
+        self._stable = stable_addresses
+        # For the last pass of bytes, which on a GPU needs no threads.
+        self._threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._passes: dict[tuple[Scaling, int], Finish] = {}
 
     def set_option(self, name: str, value: Any) -> None:
         """Change one of `WORKER_OPTIONS`, for the next epoch."""
+        if name == "collate_fn":
+            self._collate_fn = value
+            if self._copy is not None and value is default_collate:
+                value = collate_left
         setattr(self._loader, name, value)
+
+    def _split(self) -> Split | None:
+        return split_tail(self._dataset, self._collate_fn) if self._batched else None
+
+    def _follow_dataset(self) -> None:
+        """Let the workers' copy of the dataset be what the dataset is now."""
+        if self._copy is not None:
+            split = self._split()
+            newest = copy.copy(self._dataset) if split is None else split.dataset
+            self._copy.__dict__ = newest.__dict__
 
     @property
     def _stateful(self) -> bool:
@@ -114,11 +143,13 @@ class Workers:
         """Give back threads and memory, and persistent workers; the next epoch takes new ones."""
         self._loader._iterator = None
         self._rings.close()
-        self._finish.close()
+        for finish in (self._finish, *self._passes.values()):
+            finish.close()
 
     def _picked(self, start: dict[str, Any], epochs: Epochs) -> Iterator[Work]:
         """Give the batches of a map-style dataset."""
         drawn = self._steps.begin(epochs.steps(start))
+        self._follow_dataset()
         batches = iter(self._loader)
 
         def next_work() -> Work | None:
@@ -171,21 +202,37 @@ class Workers:
     def _work(self, batch: Any, picks: BatchPicks | None, progress: dict[str, Any]) -> Work:
         if isinstance(batch, _Failed):
             return Work(None, None, [], (batch, [], progress))
+        images = finish = None
+        if isinstance(batch, LeftBatch):
+            images, finish = batch.images, self._last_pass(batch.scaling, batch.images.shape[3])
+            batch = [None, *batch.rest]
+        elif self._stable and self._copy is not None and _is_image_batch(batch[0]):
+            # Floats, where other batches may be bytes: they go to the same address, by a pass that changes nothing.
+            images, finish = batch[0], self._last_pass(Scaling(), batch[0].shape[1])
+            batch = [None, *batch[1:]]
         if self._info and picks is not None:
             batch = _with_info(batch, picks)
         tensors = [leaf for _, leaf in leaves(batch) if isinstance(leaf, torch.Tensor)]
-        return Work(None, None, tensors, (batch, tensors, progress))
+        return Work(images, None, tensors, (batch, tensors, progress), finish)
+
+    def _last_pass(self, scaling: Scaling, channels: int) -> Finish:
+        finish = self._passes.get((scaling, channels))
+        if finish is None:
+            mean, std = (value * (channels // len(value)) for value in (scaling.mean, scaling.std))
+            finish = Finish(mean, std, memory_format=torch.contiguous_format, threads=self._threads)
+            self._passes[scaling, channels] = finish
+        return finish
 
     def _given(self, done: Done) -> Given:
         batch, tensors, progress = done.tag
         if isinstance(batch, _Failed):
             return Given(None, progress, batch.take())
-        if all(new is old for new, old in zip(done.rest, tensors, strict=True)):
-            return Given(batch, progress)  # as it is: of whatever type
-        moved = iter(done.rest)
-        return Given(
-            replace_leaves(batch, lambda _, leaf: next(moved) if isinstance(leaf, torch.Tensor) else leaf), progress
-        )
+        if not all(new is old for new, old in zip(done.rest, tensors, strict=True)):  # else as it is: of whatever type
+            moved = iter(done.rest)
+            batch = replace_leaves(batch, lambda _, leaf: next(moved) if isinstance(leaf, torch.Tensor) else leaf)
+        if done.images is not None:
+            batch = type(batch)((done.images, *batch[1:]))  # a list, or, with info, a tuple
+        return Given(batch, progress)
 
     def __getstate__(self) -> dict[str, Any]:
         # Persistent workers, which no copy can share.
@@ -270,6 +317,11 @@ def _next_result(batches: Iterator[Any]) -> Any:
         return next(batches, _END)
     except Exception as error:
         return _Failed(error)
+
+
+def _is_image_batch(value: Any) -> bool:
+    is_floats = isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.dim() == 4
+    return is_floats and value.shape[1] in (1, 3, 4)
 
 
 def _with_info(batch: Any, picks: BatchPicks) -> Any:

@@ -35,7 +35,7 @@ def torchvision_class(thing: Any, modules: Sequence[str] = TRANSFORMS) -> tuple[
     nothing is imported here.
     """
     cls = type(thing)
-    if _is_changed(thing):
+    if is_changed(thing):
         return None
     for module in modules:
         if getattr(sys.modules.get(module), cls.__name__, None) is cls:
@@ -67,7 +67,8 @@ def why_unknown(thing: Any, role: str) -> str:
     return f"{cls.__qualname__} is no transform of torchvision's"
 
 
-def _is_changed(thing: Any) -> bool:
+def is_changed(thing: Any) -> bool:
+    """Whether an instance has methods or hooks of its own."""
     own = getattr(thing, "__dict__", {})
     if any(callable(getattr(type(thing), name, None)) for name in own):
         return True
