@@ -16,10 +16,13 @@ namespace fastfeed {
 // Levels of this many times the size: see widen_to_levels.
 static constexpr float WIDE = 0x1p24f;
 
-Normalizer make_normalizer(const float* mean, const float* std, int channels) {
+Normalizer make_normalizer(const float* mean, const float* std, int channels, bool multiplied) {
     Normalizer normalizer{};
     normalizer.channels = channels;
-    normalizer.fused = normalizer.single[1] = normalizer.single[2] = normalizer.normal = true;
+    normalizer.multiplied = multiplied;
+    normalizer.normal = true;
+    // Of products there are no forms without divisions: all that they would be is faster.
+    normalizer.fused = normalizer.single[1] = normalizer.single[2] = !multiplied;
     const auto is_normal = [](float value) {
         return value == 0 || (std::fabs(value) >= 0x1p-60f && std::fabs(value) <= 0x1p60f);
     };
@@ -30,7 +33,8 @@ Normalizer make_normalizer(const float* mean, const float* std, int channels) {
         const float offset = static_cast<float>(-static_cast<double>(mean[c]) / static_cast<double>(std[c]));
         normalizer.channel[c] = {mean[c], std[c], 256 * mean[c], inverse, inverse_error, scale, offset};
         for (int byte = 0; byte < 256; ++byte) {
-            const float in = static_cast<float>(byte), value = normalize(in, mean[c], std[c]);
+            const float in = static_cast<float>(byte);
+            const float value = multiplied ? normalize_multiplied(in, mean[c], std[c]) : normalize(in, mean[c], std[c]);
             const float fused = normalize_fused(level(in), 256 * mean[c], inverse, inverse_error);
             const float wide = normalize_fused(WIDE * level(in), WIDE * (256 * mean[c]),
                                                inverse / WIDE, inverse_error / WIDE);
@@ -82,7 +86,7 @@ struct Lanes {
 
 // How a byte becomes a value: see Channel. `single` is for values that are rounded to 16 bits at once; those that are
 // mixed first are made by `fused`.
-enum class Form { divide, fused, single };
+enum class Form { divide, multiply, fused, single };
 
 constexpr Form before_mixing(Form form) { return form == Form::single ? Form::fused : form; }
 
@@ -166,7 +170,8 @@ Choice choose_rows(const FinishArgs& a) {
     const int output = static_cast<int>(a.output);
     if (a.c != 1 && a.c != 3 && a.c != 4) throw std::invalid_argument("finish: not 1, 3 or 4 channels");
     if (output < 0 || output > 2) throw std::invalid_argument("finish: unknown output type");
-    const Form form = !a.normalizer.fused            ? Form::divide
+    const Form form = a.normalizer.multiplied        ? Form::multiply
+                      : !a.normalizer.fused          ? Form::divide
                       : a.normalizer.single[output] ? Form::single
                                                     : Form::fused;
 #if defined(__x86_64__)
@@ -183,7 +188,8 @@ Choice choose_rows(const FinishArgs& a) {
 #if defined(__FMA__) || defined(__aarch64__)
     return {baseline::rows_for(a, form), 1};
 #else
-    return {baseline::rows_for(a, Form::divide), 1};  // faster than calls of fmaf, where it is no instruction
+    const Form exact = a.normalizer.multiplied ? Form::multiply : Form::divide;
+    return {baseline::rows_for(a, exact), 1};  // faster than calls of fmaf, where it is no instruction
 #endif
 }
 

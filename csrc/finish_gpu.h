@@ -99,7 +99,8 @@ FASTFEED_HD void pixel_values(const FinishArgs& a, const SampleParameters& s, in
     FASTFEED_UNROLL
     for (int c = 0; c < C; ++c) {
         const Channel& k = a.normalizer.channel[c];
-        values[c] = normalize(src[c * a.stride_c], k.mean, k.std);
+        const float byte = src[c * a.stride_c];
+        values[c] = a.normalizer.multiplied ? normalize_multiplied(byte, k.mean, k.std) : normalize(byte, k.mean, k.std);
     }
 }
 

@@ -230,9 +230,10 @@ FASTFEED_INLINE void normalize_block(const uint8_t* src, const Lanes& k, float* 
     FORM == Form::fused ? widen_to_levels(src, values) : widen(src, values);
     for (float* v = values; v < values + BLOCK; v += PERIOD) {
         for (int j = 0; j < PERIOD; ++j) {
-            v[j] = FORM == Form::single  ? fmaf(v[j], k.scale[j], k.offset[j])
-                   : FORM == Form::fused ? normalize_fused(v[j], k.mean_256[j], k.inverse[j], k.inverse_error[j])
-                                         : normalize(v[j], k.mean[j], k.std[j]);
+            v[j] = FORM == Form::single     ? fmaf(v[j], k.scale[j], k.offset[j])
+                   : FORM == Form::fused    ? normalize_fused(v[j], k.mean_256[j], k.inverse[j], k.inverse_error[j])
+                   : FORM == Form::multiply ? normalize_multiplied(v[j], k.mean[j], k.std[j])
+                                            : normalize(v[j], k.mean[j], k.std[j]);
         }
     }
 }
@@ -433,7 +434,9 @@ Rows rows_for(int channels, Form form) {
     if constexpr (sizeof(typename T::Bits) == 2) {
         if (form == Form::single) return rows_for<T, Form::single>(channels);
     }
-    return form == Form::divide ? rows_for<T, Form::divide>(channels) : rows_for<T, Form::fused>(channels);
+    return form == Form::divide     ? rows_for<T, Form::divide>(channels)
+           : form == Form::multiply ? rows_for<T, Form::multiply>(channels)
+                                    : rows_for<T, Form::fused>(channels);
 }
 
 inline Rows rows_for(const FinishArgs& a, Form form) {

@@ -159,6 +159,7 @@ def finish_reference(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.channels_last,
     fill: Sequence[float] | None = None,
+    multiplied: bool = False,
 ) -> torch.Tensor:
     """What `Finish` computes, in eager PyTorch; `fill` has a value per channel."""
     n, h, w, c = images.shape
@@ -178,7 +179,9 @@ def finish_reference(
 
     x = where(p["flip"] & 1 > 0, images.flip(2), images)
     x = where(p["flip"] & 2 > 0, x.flip(1), x)
-    x = x.float().div(255).sub(tensor(mean)).div(tensor(std))
+    x = x.float()
+    x = x.mul(1 / 255) if multiplied else x.div(255)
+    x = x.sub(tensor(mean)).div(tensor(std))
     erased = tensor([0.0] * c if fill is None else fill).expand_as(x)
     if p["noise"].any():
         erased = tensor(np.stack([_noise(int(key), h, w, c) for key in p["noise_key"]]))
@@ -209,6 +212,8 @@ class Finish:
         memory_format: torch.channels_last or torch.contiguous_format.
         fill: what erased pixels become, a value for each channel or one for all, in units of the output: 0, the
             default, is the mean.
+        multiplied: multiply bytes by 1 / 255, rounded to fp32, as torchvision's transforms of version 2 do, and not
+            divide them by 255, as those of version 1: half of the bytes differ in the last bit.
         threads: CPU threads; 0 is one per core.
         spare_outputs: on the CPU, how many outputs' memory is kept, once they are freed, for the next ones.
 
@@ -226,6 +231,7 @@ class Finish:
         memory_format: torch.memory_format = torch.channels_last,
         *,
         fill: float | Sequence[float] = 0.0,
+        multiplied: bool = False,
         threads: int = 0,
         spare_outputs: int = 2,
     ) -> None:
@@ -246,13 +252,14 @@ class Finish:
         self.mean, self.std, self.fill = tuple(mean), tuple(std), tuple(fill)
         self.dtype = dtype
         self.memory_format = memory_format
+        self._multiplied = multiplied
         self._resources = (threads, spare_outputs)
         self._mean_std = torch.tensor((self.mean, self.std), dtype=torch.float32, device="cpu")[..., None, None]
         self._acquire()
 
     def _acquire(self) -> None:
         self._on_gpu: dict[torch.device, tuple[torch.Tensor, torch.cuda.Event]] = {}  # mean and std
-        self._normalizer = extension().Normalizer(self.mean, self.std)
+        self._normalizer = extension().Normalizer(self.mean, self.std, self._multiplied)
         self.close()
 
     def close(self) -> None:

@@ -219,7 +219,13 @@ class Workers:
         finish = self._passes.get((scaling, channels))
         if finish is None:
             mean, std = (value * (channels // len(value)) for value in (scaling.mean, scaling.std))
-            finish = Finish(mean, std, memory_format=torch.contiguous_format, threads=self._threads)
+            finish = Finish(
+                mean,
+                std,
+                memory_format=torch.contiguous_format,
+                multiplied=scaling.multiplied,
+                threads=self._threads,
+            )
             self._passes[scaling, channels] = finish
         return finish
 

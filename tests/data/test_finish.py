@@ -74,11 +74,12 @@ def same_bits(a, b):
     return a.dtype == b.dtype and torch.equal(a.cpu().contiguous().view(bits), b.cpu().contiguous().view(bits))
 
 
-def check(images, parameters, dtype, memory_format, threads=0, mean=None, std=None):
+def check(images, parameters, dtype, memory_format, threads=0, mean=None, std=None, multiplied=False):
     channels = images.shape[3]
     mean, std, fill = mean or MEANS[channels], std or STDS[channels], FILLS[channels]
-    got = Finish(mean, std, dtype, memory_format, fill=fill, threads=threads)(images, parameters)
-    expected = finish_reference(images.cpu(), parameters, mean, std, dtype, fill=fill)
+    options = {"fill": fill, "multiplied": multiplied}
+    got = Finish(mean, std, dtype, memory_format, threads=threads, **options)(images, parameters)
+    expected = finish_reference(images.cpu(), parameters, mean, std, dtype, **options)
     assert got.is_contiguous(memory_format=memory_format)
     assert got.device == images.device
     assert got.shape == expected.shape
@@ -144,6 +145,19 @@ def test_every_byte_with_any_mean_and_std(mean, std, dtype, device):
     images = torch.arange(256, dtype=torch.uint8, device=device).reshape(2, 8, 16, 1)
     check(images, None, dtype, torch.channels_last, mean=(mean,), std=(std,))
     check(images, random_parameters("all", 2, 8, 16), dtype, torch.channels_last, mean=(mean,), std=(std,))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_byte_multiplied(dtype, memory_format, device):
+    images = torch.arange(256, dtype=torch.uint8, device=device)[:, None].expand(256, 3).reshape(2, 8, 16, 3)
+    for features in ("nothing", "all"):
+        parameters = random_parameters(features, 2, 8, 16)
+        check(images, parameters, dtype, memory_format, multiplied=True)
+        check(images, parameters, dtype, memory_format, mean=(0.0,) * 3, std=(1.0,) * 3, multiplied=True)
+    divided, multiplied = (Finish((0.0,) * 3, (1.0,) * 3, multiplied=flag)(images) for flag in (False, True))
+    assert int((divided != multiplied)[:, 0].sum()) == 126
 
 
 def test_which_means_and_stds_need_divisions():

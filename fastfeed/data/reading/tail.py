@@ -8,7 +8,7 @@ nobody knows what it does with an image after its transform.
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -33,6 +33,7 @@ _CALL_TRANSFORMS = (
 )  # fmt: skip
 _DATASETS = "torchvision.datasets"
 _HOOKS = ("__getattr__", "__getattribute__", "__getitem__", "__getitems__")
+_IMAGE = ("torchvision.tv_tensors", "Image")
 _CHANNELS = tuple(PIL_CHANNELS.values())
 
 
@@ -43,10 +44,12 @@ class Scaling:
     Attributes:
         mean: one value per channel, or one for any number of channels.
         std: as many.
+        multiplied: whether the byte is multiplied by 1 / 255, as in version 2, which gives other floats: see `Finish`.
     """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    multiplied: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +88,8 @@ class Tail:
         if self.to_default_dtype and torch.get_default_dtype() is not torch.float32:
             return False
         if self.of_tensors:
-            if type(image) is not torch.Tensor or image.dtype != torch.uint8 or image.dim() != 3:
+            is_plain = type(image) is torch.Tensor or torchvision_class(image, ("torchvision.tv_tensors",)) == _IMAGE
+            if not is_plain or image.dtype != torch.uint8 or image.dim() != 3:
                 return False
             if image.device.type != "cpu" or image.layout != torch.strided:
                 return False
@@ -148,8 +152,8 @@ def split_tail(dataset: Any, collate_fn: Callable[[list[Any]], Any] | None = Non
 
     Args:
         dataset: one of torchvision's datasets of images, or a subclass that does not override how a sample is made,
-            whose transform ends with ``ToTensor``, or ``ConvertImageDtype`` of version 1 to float32, and perhaps a
-            ``Normalize``; or a Subset or ConcatDataset of these, nested as you like, all with equal tails.
+            whose transform ends with ``ToTensor``, or ``ConvertImageDtype`` or a scaling ``ToDtype`` to float32, and
+            perhaps one ``Normalize``; or a Subset or ConcatDataset of these, nested as you like, all with equal tails.
         collate_fn: what makes batches of its samples: `torch.utils.data.default_collate`, or None for it.
 
     Returns:
@@ -227,24 +231,30 @@ def _replace_tail(transform: Any) -> tuple[Any, Tail] | None:
 
 def _read_tail(parts: Sequence[Any]) -> Tail | None:
     """Return the tail of transforms that follow each other, if they have one that the last pass can do."""
-    found = [torchvision_class(part) or ("", "") for part in parts[-3:]]
-    names = [name for _, name in found]
-    scaling: Scaling | None = Scaling()
-    if names[-1:] == ["Normalize"]:
-        scaling = _read_normalize(parts[-1])
-        names.pop()
-    if scaling is None or not names:
+    found = [torchvision_class(part) or ("", "") for part in parts]
+    begin = len(parts)
+
+    def is_before(*names: str) -> bool:
+        nonlocal begin
+        while begin and found[begin - 1][1] == "ToPureTensor":  # which changes no values
+            begin -= 1
+        is_one = begin > 0 and found[begin - 1][1] in names
+        begin -= is_one
+        return is_one
+
+    scaling = _read_normalize(parts[begin]) if is_before("Normalize") else Scaling()
+    if scaling is None:
         return None
-    after = len(found) - len(names)
-    if names[-1] == "ToTensor":
-        return Tail(tuple(parts[-1 - after :]), scaling, of_tensors=False, to_default_dtype=True)
-    # Version 2 multiplies by 1 / 255, rounded, where version 1 divides by 255: half of the bytes become other floats.
-    if names[-1] != "ConvertImageDtype" or found[len(names) - 1][0].endswith("v2"):
+    if is_before("ToTensor"):
+        return Tail(tuple(parts[begin:]), scaling, of_tensors=False, to_default_dtype=True)
+    if not is_before("ConvertImageDtype", "ToDtype"):
         return None
-    if parts[-1 - after].dtype is not torch.float32:
+    conversion, is_v2 = parts[begin], found[begin][0].endswith("v2")
+    if conversion.dtype is not torch.float32 or not getattr(conversion, "scale", True):
         return None
-    from_pil = names[-2:-1] == ["PILToTensor"]
-    return Tail(tuple(parts[-1 - from_pil - after :]), scaling, of_tensors=not from_pil, to_default_dtype=False)
+    of_tensors = not is_before("PILToTensor", "ToImage")
+    scaling = replace(scaling, multiplied=is_v2)
+    return Tail(tuple(parts[begin:]), scaling, of_tensors=of_tensors, to_default_dtype=False)
 
 
 def _read_normalize(normalize: Any) -> Scaling | None:
