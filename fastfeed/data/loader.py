@@ -44,7 +44,9 @@ class DataLoader:
     every batch is a function of (dataset, seed, epoch, position): the same pixels for any number of threads, ranks, and
     any depth of prefetching, before and after a resume, and for each sample at any batch size. Any other dataset goes
     through PyTorch's worker processes, as it does in PyTorch's loader, and its batches are moved to the device ahead
-    of the training. Which of the two it is, and why, stands in the log ("fastfeed").
+    of the training. Of torchvision's own datasets (CIFAR10, MNIST, ...) images then travel as bytes: the conversion to
+    float32 and a Normalize at the end of the transform are done by the last pass, with the same bits; what is set on
+    the dataset later shows from the next epoch on. Which way it is, and why, stands in the log ("fastfeed").
 
     Args:
         dataset: a folder of class folders (see `FolderSource`); a source: `FolderSource`, `ListSource`, `TarSource`; or

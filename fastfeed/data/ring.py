@@ -11,15 +11,17 @@ A batch is started as soon as the loader gives it, and taken when its turn comes
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 
 from fastfeed._extension import extension
 from fastfeed.data.finish import Finish, SampleParameters
+
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -317,7 +319,7 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
     error: Exception | None = None
     more = True
 
-    @_outside_inference_mode()
+    @_outside_inference_mode
     def start_next() -> None:
         nonlocal error, more
         try:
@@ -333,7 +335,7 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
         while more and len(started) < length:
             start_next()
 
-    @_outside_inference_mode()
+    @_outside_inference_mode
     def take_next() -> Done:
         done = ring.take(started.popleft())
         fill(depth)
@@ -353,15 +355,21 @@ def overlapped(source: Iterator[Work], ring: HostRing | DeviceRing, depth: int) 
         del error  # it holds this frame by its traceback: do not close the circle
 
 
-@contextmanager
-def _outside_inference_mode() -> Iterator[None]:
-    """Leave inference mode, if the consumer is in it: batches drawn ahead may be trained with.
+def _outside_inference_mode(function: Callable[[], _Result]) -> Callable[[], _Result]:
+    """Leave inference mode in a function, if the consumer is in it: batches drawn ahead may be trained with.
 
     What a dataset computes is recorded by autograd if the consumer's mode says so: `inference_mode` alone changes that.
     """
-    recorded = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.set_grad_enabled(recorded):
-        yield
+
+    @wraps(function)
+    def outside() -> _Result:
+        if not torch.is_inference_mode_enabled():
+            return function()
+        recorded = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(recorded):
+            return function()
+
+    return outside
 
 
 def _finished(

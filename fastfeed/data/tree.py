@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch.nn.utils.rnn import PackedSequence
 
 Path = tuple[Any, ...]  # of indices, keys and field names, from the root to a leaf
@@ -80,8 +81,11 @@ def path_name(path: Path, root: str = "batch") -> str:
 
 
 def _children(tree: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(tree, PackedSequence):  # of its tensors one must stay on the CPU
+    # First what batches are made of: to ask for a Mapping takes its time.
+    if isinstance(tree, torch.Tensor | PackedSequence):  # of whose tensors one must stay on the CPU
         return None
+    if type(tree) is list or type(tree) is tuple:
+        return list(enumerate(tree))
     if isinstance(tree, Mapping):
         return list(tree.items())
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):

@@ -1,9 +1,8 @@
-"""The tail of torchvision's transforms: which images travel as bytes, and that every batch is PyTorch's, bit for bit."""
+"""The tails of torchvision's transforms: which images travel as bytes; and that batches are PyTorch's, bit for bit."""
 
 import ast
 import copy
 import inspect
-import logging
 import pickle
 import textwrap
 
@@ -11,82 +10,40 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, Subset, default_collate, random_split
+from torch.utils.data import ConcatDataset, Subset, random_split
 
-import fastfeed
-from fastfeed.data import workers
-from fastfeed.data.reading import LeftBatch, split_tail, tail
+from fastfeed.data import collate
+from fastfeed.data.reading import split_tail, tail
 from tests.images import picture
-from tests.torch_loaders import PYTORCHS, DataLoader, assert_same, generator, outcomes
-from tests.torchvision_ops import torchvision_or_skip
-
-torchvision = torchvision_or_skip("torchvision")
-datasets = torchvision_or_skip("torchvision.datasets")
-v1 = torchvision_or_skip("torchvision.transforms")
-v2 = torchvision_or_skip("torchvision.transforms.v2")
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-N1, N2 = v1.Normalize(MEAN, STD), v2.Normalize(MEAN, STD)
-HALF = v1.Normalize((0.5,), (0.5,))
-TO_FLOAT = v2.ToDtype(torch.float32, scale=True)
-PLAIN = v1.Compose([v1.ToTensor(), N1])
-FLOAT32 = v1.ConvertImageDtype(torch.float32)
-
-
-def images(count=10, *shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, *(shape or (9, 11, 3))), np.uint8)
-
-
-def cifar(transform, data=None, cls=datasets.CIFAR10, **attributes):
-    """A CIFAR10 of any images, which is not read from a file."""
-    dataset = cls.__new__(cls)
-    data = images() if data is None else data
-    dataset.__dict__.update(
-        data=data, targets=[i % 3 for i in range(len(data))], transform=transform, target_transform=None, **attributes
-    )
-    return dataset
-
-
-def epoch(loader):
-    torch.manual_seed(4)
-    return outcomes(loader)
-
-
-def assert_pytorchs(dataset, batch_size=4, **options):
-    """Assert that two epochs are those of PyTorch's loader; errors too, but for the text of a traceback."""
-    ours, theirs = (cls(dataset, batch_size, generator=generator(), **options) for cls in (DataLoader, PYTORCHS))
-    for _ in range(2):
-        got, expected = epoch(ours), epoch(theirs)
-        assert [type(batch) for batch in got] == [type(batch) for batch in expected]
-        for batch, other in zip(got, expected, strict=True):
-            if isinstance(batch, tuple):
-                assert batch[1].splitlines()[-1:] == other[1].splitlines()[-1:]
-                continue
-            assert_same(batch, other)
-            image, its = (b[0] if isinstance(b, list) else b for b in (batch, other))
-            assert image.stride() == its.stride()
-    ours.close()
-    return got
+from tests.torch_loaders import assert_same, generator
+from tests.torchvision_tails import (
+    CIFAR,
+    EVERY_SECOND,
+    FLOAT32,
+    GREY,
+    HALF,
+    MEAN,
+    N1,
+    N2,
+    PLAIN,
+    STD,
+    TENSORS,
+    TO_FLOAT,
+    V2,
+    are_bytes,
+    assert_pytorchs,
+    cifar,
+    datasets,
+    images,
+    spy_on_workers,
+    v1,
+    v2,
+)
 
 
 @pytest.fixture
 def sent(monkeypatch):
-    """What comes from the workers, batch by batch."""
-    seen = []
-    original = workers._next_result
-
-    def spy(batches):
-        result = original(batches)
-        if result is not workers._END:
-            seen.append(result)
-        return result
-
-    monkeypatch.setattr(workers, "_next_result", spy)
-    return seen
-
-
-def are_bytes(batches):
-    return [isinstance(batch, LeftBatch) for batch in batches]
+    return spy_on_workers(monkeypatch)
 
 
 # --------------------------------------------------------------------------------------------- transforms
@@ -94,21 +51,21 @@ def are_bytes(batches):
 LEFT = {
     "ToTensor alone": v1.ToTensor(),
     "ToTensor": v1.Compose([v1.ToTensor()]),
-    "CIFAR": v1.Compose([v1.RandomCrop(8, 2), v1.RandomHorizontalFlip(), v1.ToTensor(), N1]),
+    "CIFAR": CIFAR,
     "one mean for all channels": v1.Compose([v1.RandomVerticalFlip(), v1.ToTensor(), HALF]),
     "means in tensors": v1.Compose([v1.ToTensor(), v1.Normalize(torch.tensor(MEAN), torch.tensor(STD).double())]),
     "a mean and three stds": v1.Compose([v1.ToTensor(), v1.Normalize((0.5,), STD)]),
     "in place": v1.Compose([v1.ToTensor(), v1.Normalize(MEAN, STD, inplace=True)]),
     "in a tuple": v1.Compose((v1.RandomHorizontalFlip(), v1.ToTensor(), N2)),
     "a lambda": v1.Compose([v1.Lambda(lambda image: image.rotate(90)), lambda image: image, v1.ToTensor(), N1]),
-    "grey": v1.Compose([v1.Grayscale(1), v1.ToTensor(), HALF]),
+    "grey": GREY,
     "with alpha": v1.Compose([lambda image: image.convert("RGBA"), v1.ToTensor(), HALF]),
     "PILToTensor": v1.Compose([v1.PILToTensor(), FLOAT32, N1]),
-    "uint8 tensors": v1.Compose([v1.PILToTensor(), v1.RandomHorizontalFlip(), FLOAT32]),
+    "uint8 tensors": TENSORS,
     "modules": torch.nn.Sequential(v2.PILToTensor(), v1.RandomCrop(6), FLOAT32, N1),
     "all modules": torch.nn.Sequential(v2.PILToTensor(), FLOAT32),
     "v2's ToTensor": v2.Compose([v2.RandomHorizontalFlip(), v2.ToTensor(), N2]),
-    "v2": v2.Compose([v2.ToImage(), v2.RandomCrop(8, padding=2), v2.RandomHorizontalFlip(), TO_FLOAT, N2]),
+    "v2": V2,
     "v2 of PIL images": v2.Compose([v2.RandomRotation(20), v2.ToImage(), TO_FLOAT]),
     "v2, pure tensors": v2.Compose([v2.PILToTensor(), TO_FLOAT, v2.ToPureTensor(), N2, v2.ToPureTensor()]),
     "v2's ConvertImageDtype": v2.Compose([v2.ToImage(), v2.ToPureTensor(), v2.ConvertImageDtype(torch.float32)]),
@@ -189,12 +146,11 @@ BY_PYTORCH = {
     "batches of one": v1.Compose([v1.PILToTensor(), lambda image: image[None], FLOAT32]),
     "int16": v1.Compose([v1.PILToTensor(), lambda image: image.short(), FLOAT32]),
     "empty": v1.Compose([v1.PILToTensor(), lambda image: image[:, :0], FLOAT32]),
+    "no pixels": v1.Compose([lambda image: image.crop((2, 2, 2, 5)), v1.ToTensor()]),
     "PIL images into ToDtype": v2.Compose([v2.RandomHorizontalFlip(), TO_FLOAT]),
     "three means, one channel": v1.Compose([v1.Grayscale(1), v1.ToTensor(), N1]),
     "strings": v1.Compose([str, v1.ToTensor()]),
-    "every second": v1.Compose(
-        [lambda image: image.convert("L" if image.getpixel((0, 0))[0] % 2 else "P"), v1.ToTensor()]
-    ),
+    "every second": EVERY_SECOND,
 }
 
 
@@ -327,13 +283,13 @@ def test_datasets(name, sent, tmp_path):
     assert vars(dataset) == before
 
 
-@pytest.mark.parametrize("transform", [PLAIN, LEFT["v2"], LEFT["uint8 tensors"]], ids=["v1", "v2", "tensors"])
+@pytest.mark.parametrize("transform", [PLAIN, V2, TENSORS], ids=["v1", "v2", "tensors"])
 def test_the_copy_can_be_sent_to_a_worker_that_is_spawned(transform):
     dataset = Subset(datasets.FakeData(6, (3, 8, 8), transform=transform), range(3))
     split = split_tail(dataset)
-    (again, collate), samples = pickle.loads(pickle.dumps((split.dataset, tail.collate_left))), range(3)
+    (again, collate_again), samples = pickle.loads(pickle.dumps((split.dataset, tail.collate_left))), range(3)
     torch.manual_seed(0)
-    got = collate([again[i] for i in samples])
+    got = collate_again([again[i] for i in samples])
     torch.manual_seed(0)
     expected = tail.collate_left([split.dataset[i] for i in samples])
     assert got.scaling == expected.scaling == split.tail.scaling
@@ -379,7 +335,7 @@ class Odd(Subset):
 
 def with_property():
     dataset = datasets.CIFAR10.__new__(Property)
-    dataset.__dict__.update(data=images(), targets=[0] * 10, target_transform=None)
+    dataset.__dict__.update(data=images(), targets=[0] * 10, target_transform=None, transform=v1.ToTensor())
     return dataset
 
 
@@ -392,7 +348,7 @@ OTHERS = {
     "two tails": lambda: ConcatDataset([cifar(PLAIN), cifar(v1.Compose([v1.ToTensor(), HALF]))]),
     "one of one's own": lambda: ConcatDataset([cifar(PLAIN), Mine(PLAIN)]),
     "a list": lambda: Subset([(torch.ones(1), 1)] * 3, range(3)),
-    "wrapped for version 2": lambda: datasets.wrap_dataset_for_transforms_v2(cifar(LEFT["v2"], transforms=None)),
+    "wrapped for version 2": lambda: datasets.wrap_dataset_for_transforms_v2(cifar(V2, transforms=None)),
 }
 
 
@@ -417,187 +373,8 @@ def test_files_are_closed_with_their_sample(tmp_path):
     assert image.image.fp is None
 
 
-# --------------------------------------------------------------------------------------------- the loader
-
-WORKERS = {
-    "a worker": {"num_workers": 1},
-    "that stay": {"num_workers": 2, "persistent_workers": True},
-    "pinned": {"num_workers": 1, "pin_memory": True},
-}
-
-
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
-@pytest.mark.parametrize("how", WORKERS)
-def test_workers(how, sent):
-    assert_pytorchs(cifar(LEFT["CIFAR"]), shuffle=True, multiprocessing_context="fork", **WORKERS[how])
-    assert are_bytes(sent) == [True] * 6
-    assert all(batch.images.is_shared() for batch in sent)  # and not copied into shared memory on their way
-    if how == "a worker":
-        assert_pytorchs(cifar(BY_PYTORCH["every second"]), multiprocessing_context="fork", **WORKERS[how])
-
-
-def test_the_log_says_so(caplog):
-    with caplog.at_level(logging.INFO, "fastfeed"):
-        for dataset in (cifar(PLAIN), cifar(v1.ToTensor())):
-            DataLoader(dataset, 2)
-        DataLoader(cifar(PLAIN), None)
-        DataLoader(cifar(PLAIN), 2, collate_fn=lambda batch: batch)
-    said = [record.getMessage().rpartition("; ")[2] for record in caplog.records]
-    assert said[:2] == ["ToTensor and Normalize run in the last pass", "ToTensor run in the last pass"]
-    assert not any("last pass" in line for line in said[2:])
-
-
-def test_samples_and_other_collate_functions(sent):
-    dataset = cifar(PLAIN)
-    assert_pytorchs(dataset, None)
-    assert_pytorchs(dataset, collate_fn=lambda batch: default_collate(batch)[::-1])
-    assert not any(are_bytes(sent))
-    assert_pytorchs(dataset, collate_fn=default_collate)
-    assert all(are_bytes(sent[-3:]))
-
-
-def test_the_dataset_is_what_was_given():
-    dataset = cifar(PLAIN)
-    loader = DataLoader(dataset, 4)
-    list(loader)
-    assert loader.dataset is dataset
-    assert dataset.transform is PLAIN
-    assert len(PLAIN.transforms) == 2
-
-
-def change_targets(dataset):
-    dataset.targets = [7] * 10
-
-
-def change_data(dataset):
-    dataset.data = images(seed=3)
-
-
-def change_the_transform(dataset):
-    dataset.transform = v2.Compose([v2.ToImage(), TO_FLOAT, N2])
-
-
-def change_a_part(dataset):
-    dataset.transform = v1.Compose([v1.ToTensor(), v1.Normalize(MEAN, STD)])
-    dataset.transform.transforms[1].mean = (0.1, 0.2, 0.3)
-
-
-def leave_no_tail(dataset):
-    dataset.transform = v1.Compose([v1.ToTensor(), N1, lambda image: -image])
-
-
-def change_what_is_done_to_targets(dataset):
-    dataset.target_transform = float
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        change_targets,
-        change_data,
-        change_the_transform,
-        change_a_part,
-        leave_no_tail,
-        change_what_is_done_to_targets,
-    ],
-)
-@pytest.mark.parametrize("workers", [0, 1])
-def test_what_is_set_later_shows_from_the_next_epoch_on(change, workers):
-    if workers and change is not leave_no_tail:
-        return
-    dataset = cifar(PLAIN)
-    nested = Subset(dataset, [2, 3, 5, 7, 1])
-    ours, theirs = (
-        cls(nested, 2, num_workers=workers, multiprocessing_context="fork" if workers else None)
-        for cls in (DataLoader, PYTORCHS)
-    )
-    first = epoch(ours)
-    change(dataset)
-    second = epoch(ours)
-    assert_same(second, epoch(theirs))
-    with pytest.raises(AssertionError):
-        assert_same(first, second)
-    dataset.transform = PLAIN
-    assert_same(epoch(ours), epoch(theirs))
-
-
-def test_a_collate_fn_that_is_set_later(sent):
-    ours, theirs = (cls(cifar(PLAIN), 4) for cls in (DataLoader, PYTORCHS))
-    for collate_fn in (lambda batch: default_collate(batch)[0], default_collate):
-        ours.collate_fn = theirs.collate_fn = collate_fn
-        assert_same(list(ours), list(theirs))
-    assert are_bytes(sent) == [False] * 3 + [True] * 3
-
-
-def test_an_iterator_goes_on_when_another_one_begins_with_another_transform():
-    dataset = cifar(PLAIN)
-    loader = DataLoader(dataset, 5)
-    iterator = iter(loader)
-    first = next(iterator)
-    dataset.transform = v1.ToTensor()
-    (one, other) = list(loader)
-    assert_same([first[1], *next(iterator)], [one[1], *other])
-
-
-def test_resume():
-    dataset = cifar(PLAIN, images(12))
-    loader = DataLoader(dataset, 3, shuffle=True)
-    batches = list(loader)
-    loader.set_epoch(0)
-    iterator = iter(loader)
-    next(iterator), next(iterator)
-    other = DataLoader(dataset, 3, shuffle=True)
-    other.load_state_dict(loader.state_dict())
-    assert_same(list(other), batches[2:])
-
-
-def test_info():
-    for images_, target, info in DataLoader(cifar(PLAIN), 4, info=True):
-        expected = default_collate([cifar(PLAIN)[i] for i in info.index.tolist()])
-        assert_same([images_, target], expected)
-
-
-def test_stable_addresses():
-    dataset = cifar(BY_PYTORCH["every second"], images(24))
-    for given in (dataset, cifar(PLAIN, images(24))):
-        loader = DataLoader(given, 2, stable_addresses=True)
-        addresses = set()
-        for got, expected in zip(loader, PYTORCHS(given, 2), strict=True):
-            assert_same(got, expected)
-            addresses.add((got[0].data_ptr(), got[1].data_ptr()))
-        assert len(addresses) == 1
-
-
-def test_copies_of_a_loader():
-    loader = DataLoader(cifar(PLAIN), 4)
-    expected = list(loader)
-    for copied in (copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))):
-        assert_same(list(copied), expected)
-        copied.dataset.data = images(seed=9)
-        assert not torch.equal(next(iter(copied))[0], expected[0][0])
-    assert_same(list(loader), expected)
-    loader.close()
-    assert_same(list(loader), expected)
-
-
-def test_a_batch_may_be_kept_and_changed():
-    loader = DataLoader(cifar(PLAIN), 4)
-    expected = list(PYTORCHS(cifar(PLAIN), 4))
-    batches = list(loader)
-    for batch in loader:
-        batch[0].zero_()
-    assert_same(batches, expected)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("pin_memory", [False, True])
-@pytest.mark.parametrize("name", ["CIFAR", "v2", "uint8 tensors", "grey"])
-def test_batches_on_a_gpu_are_pytorchs(name, pin_memory):
-    dataset = cifar(LEFT[name], images(10, 16, 24, 3))
-    torch.manual_seed(4)
-    got = list(fastfeed.DataLoader(dataset, 4, device="cuda", seed=0, generator=generator(), pin_memory=pin_memory))
-    torch.manual_seed(4)
-    expected = list(PYTORCHS(dataset, 4, generator=generator()))
-    for batch, other in zip(got, expected, strict=True):
-        assert batch[0].is_cuda
-        assert_same([part.cpu() for part in batch], other)
+def test_a_worker_stacks_into_shared_memory(monkeypatch):
+    split = split_tail(cifar(PLAIN))
+    assert not tail.collate_left([split.dataset[0]]).images.is_shared()
+    monkeypatch.setattr(collate, "get_worker_info", object)
+    assert tail.collate_left([split.dataset[0]]).images.is_shared()
