@@ -58,7 +58,7 @@ def scan(source: Source, *, workers: int = 0, max_pixels: int = MAX_PIXELS) -> I
     check_whole("max_pixels", max_pixels, 1)
     threads = choose_threads("workers", workers)
     transform = Transform(Resize(8))  # which takes all of an image
-    preparer = Preparer(source, transform, seed=0, size=None, max_pixels=max_pixels, exif=False, threads=threads)
+    preparer = Preparer(source, transform, size=None, max_pixels=max_pixels, exif=False, threads=threads)
     graph = Graph(transform, _BATCH, torch.device("cpu"), threads, _IN_FLIGHT, exif=False)
     under_way: deque[Prepared] = deque()
     picks = Sequential().picks(len(source), None, seed=0, epoch=0)
@@ -70,5 +70,5 @@ def scan(source: Source, *, workers: int = 0, max_pixels: int = MAX_PIXELS) -> I
             bad = batch.all_bad
             yield from ((name, bad.get(i)) for i, name in enumerate(batch.names))
         if step is not None:
-            under_way.append(preparer.prepare(0, step))
+            under_way.append(preparer.prepare(0, step, seed=0))
             graph.submit(under_way[-1].entry)

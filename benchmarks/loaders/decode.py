@@ -61,7 +61,6 @@ class Windows:
         self._preparer = Preparer(
             recipe.source,
             transform(recipe),
-            seed=SEED,
             size=None,
             max_pixels=MAX_PIXELS,
             exif=False,
@@ -73,7 +72,7 @@ class Windows:
         epoch, self._epoch = self._epoch, self._epoch + 1
         picks = Shuffled().picks(len(self._recipe.source), None, seed=SEED, epoch=epoch)
         steps = Batches(picks, self._recipe.batch_size)
-        prepared = ahead((self._preparer.prepare(epoch, step) for step in steps), depth=1)
+        prepared = ahead((self._preparer.prepare(epoch, step, SEED) for step in steps), depth=1)
         in_flight: deque[Prepared] = deque()
 
         def submit() -> None:

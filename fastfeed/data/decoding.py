@@ -71,7 +71,7 @@ class Decoding:
         self._grouped = tta is not None
         self._report = Report(on_error, max_errors)
         self._preparer = Preparer(
-            source, transform, seed=epochs.seed, size=size, max_pixels=max_pixels, exif=exif, threads=threads, tta=tta
+            source, transform, size=size, max_pixels=max_pixels, exif=exif, threads=threads, tta=tta
         )
         # On a GPU the pass is queued on the consumer's stream as soon as DALI's work is: nothing is gained by waiting.
         self._lag = 0 if device.type == "cuda" else 1

@@ -82,7 +82,7 @@ class Epochs:
         labels: [size] class index of every sample, or None where there are none.
         sampler: which of them come, and when.
         batch_size: samples per rank and step, or a function of the epoch and the step.
-        seed: 64 bits.
+        seed: returns 64 bits; called when they are needed.
         rank: this rank.
         world_size: number of ranks.
         drop_last: leave out a last step that is not whole.
@@ -94,7 +94,7 @@ class Epochs:
         labels: Labels | None,
         sampler: Sampler | TorchSampler,
         batch_size: int | BatchSizeSchedule,
-        seed: int,
+        seed: Callable[[], int],
         rank: int,
         world_size: int,
         *,
@@ -104,10 +104,15 @@ class Epochs:
         self._labels = labels
         self._sampler = sampler
         self._batch_size = batch_size
-        self.seed = seed
+        self._seed = seed
         self._rank = rank
         self._world_size = world_size
         self._drop_last = drop_last
+
+    @property
+    def seed(self) -> int:
+        """64 bits."""
+        return self._seed()
 
     def size(self) -> int:
         """Return how many samples this rank takes in an epoch, or has in all where a PyTorch sampler does not say."""

@@ -28,6 +28,7 @@ from fastfeed.data.route import (
     say_dealt,
 )
 from fastfeed.data.schedule import BatchSizeSchedule, SizeSchedule
+from fastfeed.data.seed import Seed
 from fastfeed.data.sources import Source
 from fastfeed.data.torch_samplers import TorchSampler
 from fastfeed.data.views import TTA
@@ -89,7 +90,7 @@ class DataLoader:
             graph. A batch is then overwritten by the next one, and all must have one size: see `drop_last`.
         seed: 64 bits; decides the order and every random choice, but those that a dataset makes itself. By default 0
             for a folder or a source. For a dataset of PyTorch's it is drawn from PyTorch's global generator when the
-            loader is made, so that ``torch.manual_seed`` decides it, and is 0 where several ranks share an epoch.
+            first epoch begins, so that ``torch.manual_seed`` decides it, and is 0 where several ranks share an epoch.
         on_error: what a bad sample does (a file that is missing, empty, truncated, of another format, or too large):
             "raise" a `SampleError` when its batch's turn comes; "replace" it by another one of its batch (or, if all
             are bad, by grey pixels), marked in `SampleInfo.valid`; or "drop" it, so that its batch is smaller. A batch
@@ -192,8 +193,6 @@ class DataLoader:
         if prefetch_factor is not None:
             prefetch_factor = check_whole("prefetch_factor", prefetch_factor, 1)
         self.prefetch_factor = 2 if prefetch_factor is None and num_workers > 0 else prefetch_factor
-        if seed is not None:
-            seed = check_whole("seed", seed, 0, 2**64 - 1)
         info, exif = flag("info", info), flag("exif", exif)
         max_pixels = check_whole("max_pixels", max_pixels, 1)
         check_declarations(mix, size, tta)
@@ -206,10 +205,7 @@ class DataLoader:
         self._rank, self._world_size = rank, world_size
         self.dataset = dataset = as_dataset(dataset)
         self._iterable, own = isinstance(dataset, IterableDataset), isinstance(dataset, Source)
-        self._any_seed = self._seed_is_drawn = seed is None and not own
-        # As PyTorch draws those of its workers.
-        drawn = int(torch.empty((), dtype=torch.int64).random_().item()) if self._seed_is_drawn else 0
-        self._seed = drawn if seed is None else seed
+        self._seed = Seed(seed, 0 if own else None)
         self._given_sampler, self._given_batch_sampler = sampler, batch_sampler
         self._order = make_order(
             dataset, batch_size, self.shuffle, sampler, batch_sampler, drop_last=self.drop_last, generator=generator
@@ -326,10 +322,7 @@ class DataLoader:
     @property
     def seed(self) -> int:
         """What was given, or drawn; 0 instead of what was drawn where several ranks share an epoch."""
-        return self._seed_for(self.world_size)
-
-    def _seed_for(self, world_size: int) -> int:
-        return 0 if self._seed_is_drawn and world_size > 1 else self._seed
+        return self._seed.of(self.world_size)
 
     @property
     def sampler(self) -> Any:
@@ -416,11 +409,11 @@ class DataLoader:
             ValueError: for the state of a loader with another seed or order, or of a dataset of another size; for a
                 place that is no whole number.
         """
-        place = place_of(state, self._identity(), any_seed=self._any_seed)
+        place = place_of(state, self._identity(), any_seed=self._seed.is_free)
         if isinstance(self._order, TorchSampler):
             place["sampler"] = self._order.resume(place["sampler"], midway=place["step"] > 0)
-        if self._any_seed:  # nobody chose it: the state's goes on
-            self._seed, self._seed_is_drawn = int(state["seed"]), False
+        if self._seed.is_free:
+            self._seed.adopt(state["seed"])
         self._progress.resume(place)
 
     def __copy__(self) -> "DataLoader":
@@ -454,6 +447,7 @@ class DataLoader:
         if self._rank is None and not isinstance(self._order, TorchSampler) and not self._begun:
             say_dealt(self.dataset, self.world_size)
         self._begun = True
+        _ = this.epochs.seed  # drawn now, if it is to be, and not in a thread that runs ahead
         batches = self._engine.run(start, this.epochs)
         try:
             # `map`, which keeps no reference to what it gives: the batch is the consumer's.
@@ -485,7 +479,7 @@ class DataLoader:
             self._labels,
             self._order,
             self._batch_size,
-            self._seed_for(world_size),
+            partial(self._seed.of, world_size),
             rank,
             world_size,
             drop_last=self.drop_last if drop_last is None else drop_last,
@@ -495,7 +489,7 @@ class DataLoader:
         """Return what must be the same for a state to go on where it was."""
         world_size = self.world_size
         order = self._order.identity(world_size) if isinstance(self._order, TorchSampler) else self._order_name
-        return {"seed": self._seed_for(world_size), "samples": self._size, "order": order}
+        return {"seed": self._seed.of(world_size), "samples": self._size, "order": order}
 
 
 _ARGUMENTS = frozenset(inspect.signature(DataLoader).parameters)

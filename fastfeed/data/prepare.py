@@ -50,7 +50,6 @@ class Preparer:
     Args:
         source: of the samples.
         transform: what to plan.
-        seed: 64 bits.
         size: height and width by epoch and step; None: the transform's.
         max_pixels: more than these make an image bad.
         exif: whether images are rotated by their EXIF orientation.
@@ -63,7 +62,6 @@ class Preparer:
         source: Source,
         transform: Transform,
         *,
-        seed: int,
         size: SizeSchedule | None,
         max_pixels: int,
         exif: bool,
@@ -72,7 +70,6 @@ class Preparer:
     ) -> None:
         self._source = source
         self._transform = transform
-        self._seed = seed
         self._size = size
         self._max_pixels = max_pixels
         self._exif = exif
@@ -100,9 +97,8 @@ class Preparer:
         except (TypeError, ValueError) as error:
             raise type(error)(f"size(epoch={epoch}, step={step}) gave {size!r}: {error}") from error
 
-    def prepare(self, epoch: int, picks: BatchPicks, seed: int | None = None) -> Prepared:
-        """Read and plan one batch; by `seed`, if it is given, instead of the one before."""
-        seed = self._seed if seed is None else seed
+    def prepare(self, epoch: int, picks: BatchPicks, seed: int) -> Prepared:
+        """Read and plan one batch, by a seed of 64 bits."""
         read = self._source.read(picks.index, self._pool)
         bad = {i: error for i, error in enumerate(read.errors) if error is not None}
         sizes = read.sizes

@@ -102,6 +102,20 @@ def test_pytorchs_seed_decides_where_none_is_given(photos):
         assert not torch.equal(first[i], other[i])
 
 
+def test_a_loader_that_is_made_leaves_pytorchs_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    data = DataLoader(TensorDataset(torch.arange(40)), 5, shuffle=True, device="cpu")
+    assert len(data) == 8
+    iter(data)
+    assert torch.rand(1) == expected  # a model that is made here has the weights that it has beside PyTorch's loader
+    next(iter(data))
+    before = torch.get_rng_state()
+    assert data.seed == data.state_dict()["seed"]
+    assert torch.equal(torch.get_rng_state(), before)  # drawn once
+
+
 def test_new_loaders_have_new_orders_and_states_go_on():
     dataset = TensorDataset(torch.zeros(40), torch.arange(40))
     torch.manual_seed(3)
