@@ -5,6 +5,7 @@ The formulas stand in ``cross_entropy.py``. All arguments are scalars of one row
 
 import triton
 import triton.language as tl
+from fastfeed.kernels.special import one_minus_exp
 
 
 @triton.jit
@@ -43,7 +44,7 @@ def labels(
 def _focus(nll, gamma):
     """Return (1 - p) ** gamma of p = exp(-nll), and the derivative of that times nll by nll."""
     p = tl.exp(-nll)
-    rest = 1.0 - p
+    rest = one_minus_exp(-nll)
     power = tl.where(gamma == 0.0, 1.0, tl.exp(gamma * tl.log(rest)))  # log 0 is -inf, and its exp 0
     # nll / (1 - p) goes to 1 where both go to 0.
     ratio = tl.where(rest > 0.0, nll / rest, 1.0)

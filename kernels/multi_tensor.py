@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from fastfeed.kernels.special import one_minus_exp
 
 # A chunk's 112 KiB of traffic make the search and the bias corrections small. It is walked in blocks of two
 # 128-bit vectors per thread and array: more would cost registers, and with them the resident programs that
@@ -36,15 +37,6 @@ def _find_tensor(first_chunks, num_tensors, chunk):
         low = tl.where(reached, middle, low)
         high = tl.where(reached, high, middle)
     return low
-
-
-@triton.jit
-def _one_minus_exp(x):
-    """1 - exp(x) for x <= 0; by its Taylor series near 0, where the plain form cancels."""
-    series = 1.0 + x / 8
-    for k in tl.static_range(7, 1, -1):
-        series = 1.0 + x / k * series
-    return tl.where(x > -0.5, -x * series, 1.0 - tl.exp(x))
 
 
 @triton.jit
@@ -129,8 +121,8 @@ def adamw_kernel(
     start = (chunk - tl.load(column + 6 * num_tensors)) * CHUNK
     count = tl.minimum(tl.load(column + 5 * num_tensors) - start, CHUNK).to(tl.int32)
 
-    step_size = tl.div_rn(lr, _one_minus_exp(step * log_beta1))
-    sqrt_bias_correction2 = tl.sqrt_rn(_one_minus_exp(step * log_beta2))
+    step_size = tl.div_rn(lr, one_minus_exp(step * log_beta1))
+    sqrt_bias_correction2 = tl.sqrt_rn(one_minus_exp(step * log_beta2))
     hyperparameters = (
         step_size,
         decay,

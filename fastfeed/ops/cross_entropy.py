@@ -60,7 +60,8 @@ def cross_entropy(
     if isinstance(target, MixedTarget):
         return label_loss(input, target, weight, ignore_index, reduction, label_smoothing)
     if _goes_to_kernel(input, target, None, None, weight, reduction, label_smoothing):
-        return _fused(input, target, None, None, weight, ignore_index, reduction, label_smoothing, 0.0)
+        dtype = dtype_of_loss(input)
+        return _fused(input, target, None, None, weight, ignore_index, reduction, label_smoothing, 0.0, dtype)
     return F.cross_entropy(input, target, weight, None, ignore_index, None, reduction, label_smoothing)
 
 
@@ -72,20 +73,23 @@ def label_loss(
     reduction: str,
     smoothing: float = 0.0,
     gamma: float = 0.0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return the loss of one or two labels per row, by the kernels where they take it, else by the reference.
 
     Args and errors, where they are not those of `cross_entropy`:
         gamma: of the focal loss; 0 for none. It goes with no smoothing.
+        dtype: of the loss, by default that of `cross_entropy`.
     """
+    dtype = dtype or dtype_of_loss(input)
     a, b, lam = target if isinstance(target, MixedTarget) else (target, None, None)
     if _goes_to_kernel(input, a, b, lam, weight, reduction, smoothing):
-        return _fused(input, a, b, lam, weight, ignore_index, reduction, smoothing, gamma)
+        return _fused(input, a, b, lam, weight, ignore_index, reduction, smoothing, gamma, dtype)
     _check(input, a, b, lam, weight, reduction, smoothing)
     _check_classes(a, input.shape[1], ignore_index)
     if b is not None:
         _check_classes(b, input.shape[1], ignore_index)
-    return reference(input, a, b, lam, weight, ignore_index, reduction, smoothing, gamma, _dtype_of_loss(input))
+    return reference(input, a, b, lam, weight, ignore_index, reduction, smoothing, gamma, dtype)
 
 
 def _fused(
@@ -98,16 +102,17 @@ def _fused(
     reduction: str,
     smoothing: float,
     gamma: float,
+    dtype: torch.dtype,
 ) -> Tensor:
     _check_classes(a, input.shape[1], ignore_index)
     if b is not None:
         _check_classes(b, input.shape[1], ignore_index)
-    dtype = _dtype_of_loss(input)
     loss, _ = _FORWARD(input, a, b, lam, weight, ignore_index, reduction, smoothing, gamma, dtype)
     return loss
 
 
-def _dtype_of_loss(input: Tensor) -> torch.dtype:
+def dtype_of_loss(input: Tensor) -> torch.dtype:
+    """Return the dtype that PyTorch's cross-entropy gives."""
     return torch.float32 if torch.is_autocast_enabled(input.device.type) else input.dtype
 
 

@@ -100,6 +100,10 @@ CASES = [
     Case(*ADAMW, {"MAXIMIZE": False, **ADAMW_SIZES}, "NUM_WARPS", loads_128bit=8),
     Case(*ADAMW, {"MAXIMIZE": True, **ADAMW_SIZES}, "NUM_WARPS", loads_128bit=8),
     *losses(),
+    Case("ohem", "ohem_kernel", "*fp32:16 *fp32:16 *i1:16 *bf16:16 *fp32:16 i32:16 i32 fp32",
+         {"THRESHOLD": True, "MEAN": True, "EACH": False, "BLOCK": 1024}, 4, loads_128bit=2),
+    Case("ohem", "ohem_kernel", "*fp32:16 *fp32:16 *i1:16 *bf16:16 *fp32:16 i32 i32 fp32",
+         {"THRESHOLD": False, "MEAN": False, "EACH": True, "BLOCK": "MAX_ROWS"}, 16),
     Case("reduction", "sum_kernel", "*fp32:16 *fp32:16 *fp32:16 *bf16:16 *fp32 i32:16",
          {"MEAN": True, "COUNTED": True, **REDUCTION}, 2, loads_128bit=2),
 ]  # fmt: skip
