@@ -1,5 +1,6 @@
-"""Label-smoothed cross-entropy of [N, C] logits, forward and backward."""
+"""Label-smoothed cross-entropy of [N, C] logits and of pixels, [N, C, H, W], forward and backward."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -14,17 +15,27 @@ from benchmarks.timing import Run
 
 SMOOTHING = 0.1
 
-# From 256 KB of bf16 logits, which is all launches, to 268 MB, which is all bandwidth.
-SHAPES = ((128, 1000), (1024, 1000), (4096, 1000), (256, 21843), (1024, 21843), (4096, 32768))
-QUICK = ((128, 1000), (1024, 1000), (256, 21843))
-LARGEST_ON_CPU = (1024, 21843)  # 89 MB of fp32, far beyond the caches
+# Of logits: from 256 KB of bf16, which is all launches, to 2.1 GB, which is all bandwidth; and pixels.
+SHAPES = (
+    (128, 1000),
+    (1024, 1000),
+    (4096, 1000),
+    (256, 21843),
+    (1024, 21843),
+    (4096, 32768),
+    (16384, 32000),
+    (8192, 128256),
+    (8, 19, 512, 512),
+)
+QUICK = ((128, 1000), (1024, 1000), (256, 21843), (2, 19, 256, 256))
+LARGEST_ON_CPU = 1024 * 21843  # 89 MB of fp32, far beyond the caches
 
 APEX = (
     "built from source, APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_XENTROPY=1 pip install --no-build-isolation "
     "git+https://github.com/NVIDIA/apex"
 )
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of logits [N, C] and targets [N]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of logits [N, C, ...] and targets [N, ...]
 
 
 def torch_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -58,15 +69,15 @@ class CrossEntropyCase(Case):
             dtypes = (torch.bfloat16, torch.float32)
         else:
             dtypes = (torch.float32,)
-            shapes = tuple(s for s in shapes if s[0] * s[1] <= LARGEST_ON_CPU[0] * LARGEST_ON_CPU[1])
+            shapes = tuple(s for s in shapes if math.prod(s) <= LARGEST_ON_CPU)
         return [{"shape": shape, "dtype": dtype} for shape in shapes for dtype in dtypes]
 
-    def __init__(self, options: Options, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        rows, classes = shape
+    def __init__(self, options: Options, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        rows, classes = math.prod(shape) // shape[1], shape[1]
         generator = torch.Generator(options.device).manual_seed(0)
         logits = torch.randn(shape, device=options.device, generator=generator).mul_(3)
         self.logits = logits.to(dtype).requires_grad_()
-        self.target = torch.randint(classes, (rows,), device=options.device, generator=generator)
+        self.target = torch.randint(classes, (shape[0], *shape[2:]), device=options.device, generator=generator)
         # The forward reads the logits and the targets, 8 bytes each; the backward reads both again and writes the
         # gradient of the logits. What else a row needs, its loss and its normaliser, is some bytes. (A forward that
         # leaves the gradient behind, Liger-Kernel's, can do with one read of rows that fit into a multiprocessor, and
@@ -117,6 +128,7 @@ class CrossEntropyCase(Case):
 
     def _liger(self) -> Run:
         self._need_gpu()
+        self._need_rows()
         loss = need("liger_kernel.transformers").LigerCrossEntropyLoss(label_smoothing=SMOOTHING)
         # Its forward writes the gradient over the logits. To a network, which computes them anew in every step, that
         # costs nothing, so no copy is timed; but the other providers need the case's, so it gets its own. From the
@@ -125,6 +137,7 @@ class CrossEntropyCase(Case):
 
     def _apex(self) -> Run:
         self._need_gpu()
+        self._need_rows()
         loss = need("apex.contrib.xentropy", APEX).SoftmaxCrossEntropyLoss
         padding = -100  # no target, so every row counts
         # Else it keeps the normalisers of the rows, which its backward needs, in bf16.
@@ -134,6 +147,10 @@ class CrossEntropyCase(Case):
     def _fastfeed(self) -> Run:
         cross_entropy = fastfeed.functional.cross_entropy
         return self.run(lambda logits, target: cross_entropy(logits, target, label_smoothing=SMOOTHING))
+
+    def _need_rows(self) -> None:
+        if self.logits.dim() != 2:
+            raise Absent("takes [N, C] only")
 
     def _need_gpu(self) -> None:
         if self.logits.device.type != "cuda":

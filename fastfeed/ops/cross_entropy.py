@@ -215,8 +215,7 @@ def reference(
 ) -> Tensor:
     """Return what the kernels compute for labels, in PyTorch's ops, which can be differentiated in every way."""
     compute = torch.promote_types(input.dtype, torch.float32)
-    ignored = a == ignore_index if b is None else (a == ignore_index) & (b == ignore_index)
-    x = input.to(compute).masked_fill(ignored.unsqueeze(1), 0)  # NaN there would be in the gradient
+    x = input.to(compute)
     weight = None if weight is None else weight.to(compute)
 
     def loss_of(y: Tensor) -> Tensor:
