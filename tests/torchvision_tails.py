@@ -1,5 +1,7 @@
 """Datasets of torchvision's with any images, and batches of theirs to be compared with those of PyTorch's loader."""
 
+import inspect
+
 import numpy as np
 import torch
 
@@ -46,8 +48,14 @@ def epoch(loader):
 
 
 def assert_pytorchs(dataset, batch_size=4, **options):
-    """Assert that two epochs are those of PyTorch's loader; errors too, but for the text of a traceback."""
-    ours, theirs = (cls(dataset, batch_size, generator=generator(), **options) for cls in (DataLoader, PYTORCHS))
+    """Assert that two epochs are those of PyTorch's loader; errors too, but for the text of a traceback.
+
+    The dataset may be a function that makes it, for each loader its own, where it changes as it is read.
+    """
+    ours, theirs = (
+        cls(dataset() if inspect.isfunction(dataset) else dataset, batch_size, generator=generator(), **options)
+        for cls in (DataLoader, PYTORCHS)
+    )
     for _ in range(2):
         got, expected = epoch(ours), epoch(theirs)
         assert [type(batch) for batch in got] == [type(batch) for batch in expected]

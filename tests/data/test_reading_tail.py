@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import inspect
 import pickle
 import textwrap
@@ -48,6 +49,19 @@ def sent(monkeypatch):
 
 # --------------------------------------------------------------------------------------------- transforms
 
+SCREEN = Image.new("RGB", (11, 9))
+BUFFER = torch.empty(3, 9, 11, dtype=torch.uint8)
+
+
+def drawn_on_one_screen(image):
+    SCREEN.paste(image)
+    return SCREEN
+
+
+def copied_into_one_buffer(image):
+    return BUFFER.copy_(v1.functional.pil_to_tensor(image))
+
+
 LEFT = {
     "ToTensor alone": v1.ToTensor(),
     "ToTensor": v1.Compose([v1.ToTensor()]),
@@ -58,6 +72,8 @@ LEFT = {
     "in place": v1.Compose([v1.ToTensor(), v1.Normalize(MEAN, STD, inplace=True)]),
     "in a tuple": v1.Compose((v1.RandomHorizontalFlip(), v1.ToTensor(), N2)),
     "a lambda": v1.Compose([v1.Lambda(lambda image: image.rotate(90)), lambda image: image, v1.ToTensor(), N1]),
+    "one image for all samples": v1.Compose([drawn_on_one_screen, v1.ToTensor(), N1]),
+    "one tensor for all samples": v1.Compose([copied_into_one_buffer, FLOAT32, N1]),
     "grey": GREY,
     "with alpha": v1.Compose([lambda image: image.convert("RGBA"), v1.ToTensor(), HALF]),
     "PILToTensor": v1.Compose([v1.PILToTensor(), FLOAT32, N1]),
@@ -313,6 +329,20 @@ class Property(datasets.CIFAR10):
         return PLAIN
 
 
+class Counted(datasets.CIFAR10):
+    """Whose code, which `__getitem__` runs, changes the dataset itself."""
+
+    @property
+    def target_transform(self):
+        self.asked += 1
+        return lambda target: self.asked
+
+
+class CopiedInItsOwnWay(datasets.CIFAR10):
+    def __getstate__(self):
+        return {**vars(self), "targets": None}
+
+
 class Mine(torch.utils.data.Dataset):
     def __init__(self, transform):
         self.transform = transform
@@ -339,11 +369,19 @@ def with_property():
     return dataset
 
 
+def with_count():
+    dataset = datasets.CIFAR10.__new__(Counted)
+    dataset.__dict__.update(data=images(), targets=[0] * 10, asked=0, transform=PLAIN)
+    return dataset
+
+
 OTHERS = {
     "a class of one's own": lambda: Mine(PLAIN),
     "__getitem__": lambda: cifar(PLAIN, cls=Doubled),
     "__getitems__": lambda: cifar(PLAIN, cls=InBulk),
     "a property": with_property,
+    "a property that is read": with_count,
+    "__getstate__": lambda: cifar(PLAIN, cls=CopiedInItsOwnWay),
     "a Subset of one's own": lambda: Odd(cifar(PLAIN), range(5)),
     "two tails": lambda: ConcatDataset([cifar(PLAIN), cifar(v1.Compose([v1.ToTensor(), HALF]))]),
     "one of one's own": lambda: ConcatDataset([cifar(PLAIN), Mine(PLAIN)]),
@@ -356,8 +394,16 @@ OTHERS = {
 def test_other_datasets_stay_as_they_are(name, sent):
     dataset = OTHERS[name]()
     assert split_tail(dataset) is None
-    assert_pytorchs(dataset)
+    assert_pytorchs(OTHERS[name])
     assert not any(are_bytes(sent))
+
+
+def test_a_class_that_was_patched_is_not_read(monkeypatch):
+    original = datasets.CIFAR10.__getitem__
+    doubled = functools.wraps(original)(lambda dataset, i: (original(dataset, i)[0] * 2, i))
+    monkeypatch.setattr(datasets.CIFAR10, "__getitem__", doubled)
+    assert split_tail(cifar(PLAIN)) is None
+    assert_pytorchs(cifar(PLAIN))
 
 
 def test_a_truncated_file(tmp_path):
@@ -370,7 +416,7 @@ def test_a_truncated_file(tmp_path):
 
 def test_files_are_closed_with_their_sample(tmp_path):
     image, _ = split_tail(celeba(PLAIN, tmp_path)).dataset[0]
-    assert image.image.fp is None
+    assert getattr(image.image, "fp", None) is None
 
 
 def test_a_worker_stacks_into_shared_memory(monkeypatch):

@@ -33,6 +33,7 @@ _CALL_TRANSFORMS = (
 )  # fmt: skip
 _DATASETS = "torchvision.datasets"
 _HOOKS = ("__getattr__", "__getattribute__", "__getitem__", "__getitems__")
+_COPYING = ("__copy__", "__getstate__", "__reduce__", "__reduce_ex__", "__setstate__")
 _IMAGE = ("torchvision.tv_tensors", "Image")
 _CHANNELS = tuple(PIL_CHANNELS.values())
 
@@ -144,7 +145,10 @@ class _Leave(torch.nn.Module):
         self._tail = tail
 
     def forward(self, image: Any) -> Any:
-        return _Left(image, self._tail) if self._tail.is_scaling(image) else self._tail(image)
+        if not self._tail.is_scaling(image):
+            return self._tail(image)
+        # A copy, as ToTensor makes one: what gave the image may write the next one into the same memory.
+        return _Left(image.clone() if self._tail.of_tensors else image.copy(), self._tail)
 
 
 def split_tail(dataset: Any, collate_fn: Callable[[list[Any]], Any] | None = None) -> Split | None:
@@ -172,9 +176,12 @@ def split_tail(dataset: Any, collate_fn: Callable[[list[Any]], Any] | None = Non
         return Split(_copy(dataset, datasets=[part.dataset for part in parts]), parts[0].tail)
     base = next(cls for cls in type(dataset).__mro__ if "__getitem__" in vars(cls) or cls is object)
     name = base.__name__
-    if getattr(sys.modules.get(_DATASETS), name, None) is not base or not _inherits(
-        dataset, base, ("transform", "transforms")
-    ):
+    if getattr(sys.modules.get(_DATASETS), name, None) is not base:
+        return None
+    own = vars(base)["__getitem__"]
+    if getattr(own, "__globals__", {}).get("__name__") != base.__module__:  # somebody has put another function there
+        return None
+    if not _inherits(dataset, base, own.__code__.co_names):
         return None
     if name in _CALL_TRANSFORM:
         replaced = _replace_tail(vars(dataset).get("transform"))
@@ -271,9 +278,12 @@ def _read_normalize(normalize: Any) -> Scaling | None:
 
 
 def _inherits(dataset: Any, base: type, attributes: Sequence[str]) -> bool:
-    """Whether samples are made by the methods of `base`, from attributes that are no properties."""
+    """Whether samples are made by `base` alone: what it reads, `attributes`, is no method or property of a subclass.
+
+    Code of a subclass may change what it belongs to, and may say how that is copied: only the dataset itself will do.
+    """
     cls = type(dataset)
-    return all(getattr(cls, name, None) is getattr(base, name, None) for name in (*_HOOKS, *attributes))
+    return all(getattr(cls, name, None) is getattr(base, name, None) for name in (*_HOOKS, *_COPYING, *attributes))
 
 
 def _copy(thing: Any, **changes: Any) -> Any:
