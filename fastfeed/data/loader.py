@@ -27,6 +27,7 @@ from fastfeed.data.route import (
     make_order,
     say_dealt,
 )
+from fastfeed.data.samplers import Sequential
 from fastfeed.data.schedule import BatchSizeSchedule, SizeSchedule
 from fastfeed.data.seed import Seed
 from fastfeed.data.sources import Source
@@ -90,7 +91,8 @@ class DataLoader:
             graph. A batch is then overwritten by the next one, and all must have one size: see `drop_last`.
         seed: 64 bits; decides the order and every random choice, but those that a dataset makes itself. By default 0
             for a folder or a source. For a dataset of PyTorch's it is drawn from PyTorch's global generator when the
-            first epoch begins, so that ``torch.manual_seed`` decides it, and is 0 where several ranks share an epoch.
+            first epoch begins, so that ``torch.manual_seed`` decides it, and is 0 where several ranks share an epoch,
+            or where it decides nothing: with PyTorch's workers, in the dataset's order or that of a PyTorch sampler.
         on_error: what a bad sample does (a file that is missing, empty, truncated, of another format, or too large):
             "raise" a `SampleError` when its batch's turn comes; "replace" it by another one of its batch (or, if all
             are bad, by grey pixels), marked in `SampleInfo.valid`; or "drop" it, so that its batch is smaller. A batch
@@ -205,7 +207,6 @@ class DataLoader:
         self._rank, self._world_size = rank, world_size
         self.dataset = dataset = as_dataset(dataset)
         self._iterable, own = isinstance(dataset, IterableDataset), isinstance(dataset, Source)
-        self._seed = Seed(seed, 0 if own else None)
         self._given_sampler, self._given_batch_sampler = sampler, batch_sampler
         self._order = make_order(
             dataset, batch_size, self.shuffle, sampler, batch_sampler, drop_last=self.drop_last, generator=generator
@@ -217,6 +218,9 @@ class DataLoader:
         route = choose_route(dataset, transform, collate_fn, mix, backend, batched=batched)
         self._route = route
         self.backend = "torch" if route.source is None else "dali"
+        # Drawn only where it decides something, as in PyTorch's loader: a dataset draws from the same generator.
+        has_order = type(self._order) is Sequential or isinstance(self._order, TorchSampler)
+        self._seed = Seed(seed, 0 if own or (route.source is None and has_order) else None, is_free=not own)
         self.transform = route.transform
         self.mix = mix or route.mix
         self._counted = dataset if route.source is None else route.source
@@ -321,7 +325,7 @@ class DataLoader:
 
     @property
     def seed(self) -> int:
-        """What was given, or drawn; 0 instead of what was drawn where several ranks share an epoch."""
+        """What was given, or drawn; 0 where several ranks share an epoch, or it decides nothing."""
         return self._seed.of(self.world_size)
 
     @property

@@ -12,16 +12,17 @@ class Seed:
         given: by the user, or None.
         default: what it is then; None to draw it from PyTorch's global generator when it is first needed, as PyTorch's
             loader draws those of its workers: what is made between, a model, say, is what it would be without a loader.
+        is_free: whether a state may bring another one, if none is given.
 
     Attributes:
-        is_free: whether nobody chose it, so that a state may bring another one.
+        is_free: whether a state may bring another one: nobody chose this one.
 
     Raises:
         TypeError, ValueError: for a seed that is no whole number, or out of range.
     """
 
-    def __init__(self, given: int | None, default: int | None) -> None:
-        self.is_free = given is None and default is None
+    def __init__(self, given: int | None, default: int | None, *, is_free: bool) -> None:
+        self.is_free = given is None and is_free
         self._value = default if given is None else check_whole("seed", given, 0, 2**64 - 1)
         self._adopted = False
 

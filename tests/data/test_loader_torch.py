@@ -13,6 +13,7 @@ from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     Subset,
@@ -286,3 +287,32 @@ def test_our_samplers_take_the_labels_of_a_dataset():
     data = DataLoader(Labelled(10, lambda i: i), 5, sampler=ClassBalancedSampler(num_samples=200))
     index = torch.cat(list(data))
     assert 60 <= int((index >= 8).sum()) <= 140  # 40 without balance
+
+
+def noisy(i):
+    return i + torch.rand(1)
+
+
+class NoisyStream(IterableDataset):
+    def __iter__(self):
+        return map(noisy, range(6))
+
+
+ORDERS = {
+    "the dataset's": lambda: {},
+    "a sampler's": lambda: {"sampler": RandomSampler(range(6))},
+    "a generator's": lambda: {"shuffle": True, "generator": generator()},
+    "a stream's": lambda: {"dataset": NoisyStream()},
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_a_dataset_draws_is_what_it_draws_beside_pytorchs(order, workers):
+    def drawn(cls, **seed):
+        torch.manual_seed(7)
+        how = {"dataset": Mapped(6, noisy), "num_workers": workers, **ORDERS[order](), **seed}
+        loader = cls(**how, multiprocessing_context="fork" if workers else None)
+        return [[*loader], [*loader], torch.rand(1)]
+
+    assert_same(drawn(DataLoader, seed=None), drawn(PYTORCHS))
