@@ -403,7 +403,7 @@ class DataLoader:
         place = self._progress.place(self._epoch_of_sampler())
         if place["sampler"] is None and isinstance(self._order, TorchSampler):
             place = {**place, "sampler": self._order.between_epochs()}
-        return {**place, **self._identity()}
+        return {**place, **self._identity(self.seed)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue, with the next `iter()`, from a state.
@@ -413,10 +413,11 @@ class DataLoader:
             ValueError: for the state of a loader with another seed or order, or of a dataset of another size; for a
                 place that is no whole number.
         """
-        place = place_of(state, self._identity(), any_seed=self._seed.is_free)
+        free = self._seed.is_free  # then the state brings one, and none is drawn
+        place = place_of(state, self._identity(0 if free else self.seed), any_seed=free)
         if isinstance(self._order, TorchSampler):
             place["sampler"] = self._order.resume(place["sampler"], midway=place["step"] > 0)
-        if self._seed.is_free:
+        if free:
             self._seed.adopt(state["seed"])
         self._progress.resume(place)
 
@@ -489,11 +490,10 @@ class DataLoader:
             drop_last=self.drop_last if drop_last is None else drop_last,
         )
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, seed: int) -> dict[str, Any]:
         """Return what must be the same for a state to go on where it was."""
-        world_size = self.world_size
-        order = self._order.identity(world_size) if isinstance(self._order, TorchSampler) else self._order_name
-        return {"seed": self._seed.of(world_size), "samples": self._size, "order": order}
+        order = self._order.identity(self.world_size) if isinstance(self._order, TorchSampler) else self._order_name
+        return {"seed": seed, "samples": self._size, "order": order}
 
 
 _ARGUMENTS = frozenset(inspect.signature(DataLoader).parameters)

@@ -114,6 +114,10 @@ def test_a_loader_that_is_made_leaves_pytorchs_generator_alone():
     before = torch.get_rng_state()
     assert data.seed == data.state_dict()["seed"]
     assert torch.equal(torch.get_rng_state(), before)  # drawn once
+    resumed = DataLoader(TensorDataset(torch.arange(40)), 5, shuffle=True, device="cpu")
+    resumed.load_state_dict(data.state_dict())
+    assert torch.equal(torch.get_rng_state(), before)  # not at all: the state has it
+    assert resumed.seed == data.seed
 
 
 def test_new_loaders_have_new_orders_and_states_go_on():
