@@ -1,11 +1,15 @@
 """Modules over the fused ops, with the constructors of ``torch.nn``."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from fastfeed.data.mix import MixedTarget
+from fastfeed.ops.avg_max_pool import avg_max_pool2d
 from fastfeed.ops.cross_entropy import cross_entropy
 from fastfeed.ops.focal_cross_entropy import focal_cross_entropy
+from fastfeed.ops.gem_pool import gem_pool2d
 from fastfeed.ops.ohem_cross_entropy import ohem_cross_entropy
 
 
@@ -63,3 +67,51 @@ class OHEMCrossEntropyLoss(torch.nn.CrossEntropyLoss):
     def extra_repr(self) -> str:
         """Return which rows count."""
         return f"k={self.k}" if self.thresh is None else f"thresh={self.thresh}, min_kept={self.min_kept}"
+
+
+class GeMPool2d(torch.nn.Module):
+    """Generalized-mean pooling over all positions: `fastfeed.functional.gem_pool2d`.
+
+    Its state is the parameter `p`, [1] or [channels], so that it loads that of the usual GeM modules.
+
+    Args:
+        p: the exponent, above 0; what `p` begins with.
+        eps: what smaller elements are raised to, above 0.
+        learnable: whether `p` requires a gradient.
+        channels: gives each of so many channels an exponent of its own.
+
+    Raises:
+        ValueError: for a `p` or an `eps` that is not above 0, or not finite, or `channels` below 1.
+    """
+
+    p: Tensor
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6, learnable: bool = True, channels: int | None = None) -> None:
+        super().__init__()
+        if not 0 < p < math.inf:
+            raise ValueError(f"p is {p}; expected a finite number above 0")
+        if not 0 < eps < math.inf:
+            raise ValueError(f"eps is {eps}; expected a finite number above 0")
+        if channels is not None and channels < 1:
+            raise ValueError(f"channels is {channels}; expected 1 or more, or None for one p for all channels")
+        self.eps = eps
+        self.p = torch.nn.Parameter(torch.full((channels or 1,), float(p)), requires_grad=learnable)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool [N, C, H, W] to [N, C, 1, 1], or [C, H, W] to [C, 1, 1]."""
+        return gem_pool2d(input, self.p, self.eps)
+
+    def extra_repr(self) -> str:
+        """Return the options, and the exponent as it is now, for which the host waits for a GPU."""
+        options = f"eps={self.eps}, learnable={self.p.requires_grad}"
+        if self.p.numel() > 1:
+            return f"{options}, channels={self.p.numel()}"
+        return options if self.p.is_meta else f"p={self.p.item():.4g}, {options}"
+
+
+class AvgMaxPool2d(torch.nn.Module):
+    """The average and the maximum over all positions, concatenated: `fastfeed.functional.avg_max_pool2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool [N, C, H, W] to [N, 2 C, 1, 1], or [C, H, W] to [2 C, 1, 1]: averages, then maxima."""
+        return avg_max_pool2d(input)
