@@ -19,17 +19,19 @@ from fastfeed.kernels.pooling import Kernels, launch, short_rows
 
 
 @triton.jit
-def _higher(a, i, b, j):
-    """The maximum of (value, position), whichever comes first: the first of equal ones, or the last NaN."""
-    take = (b > a) | ((b == a) & (j < i)) | ((b != b) & ((a == a) | (j > i)))
-    return tl.where(take, b, a), tl.where(take, j, i)
+def _maximum(x, position, AXIS: tl.constexpr):
+    """Return the maximum along an axis and its position: of the first of equal ones, or of the last NaN."""
+    top = tl.max(x, AXIS)
+    first = tl.min(tl.where(x == tl.expand_dims(top, AXIS), position, 2147483647), AXIS)
+    nan = tl.max(tl.where(x != x, position, -1), AXIS)
+    return tl.where(nan >= 0, float("nan"), top), tl.where(nan >= 0, nan, first)
 
 
 @triton.jit
 def _add(x, mask, position, top, argmax, total, AXIS: tl.constexpr):
     """Take in x along an axis, whose positions come after those so far."""
     x = x.to(tl.float32)
-    value, where = tl.reduce((tl.where(mask, x, -float("inf")), tl.broadcast_to(position, x.shape)), AXIS, _higher)
+    value, where = _maximum(tl.where(mask, x, -float("inf")), position, AXIS)
     take = (value > top) | (value != value)
     top = tl.where(take, value, top)
     argmax = tl.where(take, where, argmax)
@@ -117,7 +119,7 @@ def avg_max_pool_channels_last_kernel(
         begin = x + (sample * S + start) * C
         values = tl.load(begin + position * C + channel[None, None, :], mask=mask, other=0.0)
         top, at, total = _add(values, mask, start + position, top, at, total, 0)
-    top, at = tl.reduce((top, at), 0, _higher)
+    top, at = _maximum(top, at, 0)
     _store(y, argmax, sample, channel, C, S, top, at, tl.sum(total, 0), channel < C)
 
 

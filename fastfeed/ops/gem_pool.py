@@ -75,8 +75,9 @@ def _check_options(x: Tensor, p: float | Tensor, eps: float) -> None:
 
 
 def _result_dtype(x: Tensor, p: float | Tensor) -> torch.dtype:
-    dtype = torch.result_type(x, p)
-    # Of the two devices whose autocast people use, CUDA's has pow in float32.
+    """The dtype of ``x ** p``. Not torch.result_type, which torch.compile does not trace."""
+    dtype = torch.promote_types(x.dtype, p.dtype) if isinstance(p, Tensor) and p.dim() > 0 else x.dtype
+    # CUDA's autocast has pow in float32; the CPU's leaves it alone.
     autocast = x.is_cuda and torch.is_autocast_enabled("cuda")
     return torch.promote_types(dtype, torch.float32) if autocast else dtype
 
