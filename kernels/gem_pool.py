@@ -71,7 +71,7 @@ def _add(a, mask, top, total, p, AXIS: tl.constexpr):
 
 @triton.jit
 def _mean(top, total, n, p):
-    return tl.where(top == float("inf"), 1.0, top) * tl.exp2(_log2(total / n) / p)
+    return top * tl.exp2(_log2(total / n) / p)
 
 
 @triton.jit

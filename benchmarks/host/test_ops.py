@@ -22,6 +22,33 @@ def test_cross_entropy_forward_and_backward(versus, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_gem_pool_forward_and_backward(versus, device):
+    x = torch.randn(2, 8, 7, 7, device=device, requires_grad=True)
+    p = torch.full((1,), 3.0, device=device, requires_grad=True)
+
+    def textbook(x, p):
+        return F.adaptive_avg_pool2d(x.clamp(min=1e-6).pow(p), 1).pow(1.0 / p)
+
+    def step(pool):
+        torch.autograd.grad(pool(x, p).sum(), (x, p))
+
+    versus(lambda: step(fastfeed.functional.gem_pool2d), lambda: step(textbook), repeat=100)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_avg_max_pool_forward_and_backward(versus, device):
+    x = torch.randn(2, 8, 7, 7, device=device, requires_grad=True)
+
+    def two_pools(x):
+        return torch.cat((F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)), dim=1)
+
+    def step(pool):
+        torch.autograd.grad(pool(x).sum(), x)
+
+    versus(lambda: step(fastfeed.functional.avg_max_pool2d), lambda: step(two_pools), repeat=100)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_adamw_step(versus, device):
     def stepper(optimizer):
         params = [torch.randn(8, device=device, requires_grad=True) for _ in range(100)]

@@ -194,7 +194,7 @@ def test_opcheck():
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_without_a_graph_break(path, dynamic):
+def test_compiles_without_a_graph_break(dynamic):
     function = lambda x: avg_max_pool2d(x * 2)  # noqa: E731
     torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")

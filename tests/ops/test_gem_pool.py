@@ -19,8 +19,11 @@ HALVES = [torch.float16, torch.bfloat16]
 # One rounding of the result, or a few of fp32's with logarithms within 2^-22
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 4e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
-# of rows past the last one, which are not stored
-pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning")
+# by Triton's interpreter, of rows past the last one, which are not stored, and of nothing but NaN
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning"),
+]
 
 
 @pytest.fixture(params=["kernel", "reference"])
@@ -165,13 +168,16 @@ def test_gradient_is_scaled_before_it_is_rounded(path):
     assert dx[..., 0, 0] > 0
 
 
-def test_an_element_equal_to_eps_gets_a_gradient_as_from_clamp(path):
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("times", [1, 5])
+def test_an_element_equal_to_eps_gets_a_gradient_as_from_clamp(path, times, memory_format):
     x = torch.tensor([0.25, 0.5, 0.75, -1.0], device=DEVICE).view(1, 1, 2, 2)
+    x = x.repeat(1, 2, times, times).contiguous(memory_format=memory_format)
     y, dx = derive(gem_pool2d, x, 3.0, eps=0.5)
     true_y, true = derive(textbook, x.double(), 3.0, eps=0.5)
     torch.testing.assert_close(y.double(), true_y, rtol=1e-6, atol=0)
     torch.testing.assert_close(dx.double(), true, rtol=4e-6, atol=0)
-    assert (dx == 0).flatten().tolist() == [True, False, False, True]
+    assert torch.equal(dx == 0, x < 0.5)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -301,7 +307,7 @@ def test_opcheck():
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_without_a_graph_break(path, dynamic):
+def test_compiles_without_a_graph_break(dynamic):
     function = lambda x, p: gem_pool2d(x * 2, p) + gem_pool2d(x, 2.5)  # noqa: E731
     torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
