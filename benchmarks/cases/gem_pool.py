@@ -46,8 +46,8 @@ class GeMPoolCase(Case):
         # The forward reads x; the backward reads it and writes its gradient. A result, its gradient, and what the
         # backward needs besides, are some bytes for each channel of a sample.
         self.bytes_per_run = 3 * self.x.numel() * dtype.itemsize
-        # Per element: 3 in the forward (compare with eps, a power, add) and 7 in the backward (compare, a power, times the
-        # gradient, which is dx; and for p a product with x, a logarithm, their product, a sum).
+        # Per element: 3 in the forward (compare with eps, a power, add) and 7 in the backward (compare, a power, times
+        # the gradient, which is dx; and for p a product with x, a logarithm, their product, a sum).
         self.flops_per_run = 10 * self.x.numel()
 
     def close(self) -> None:

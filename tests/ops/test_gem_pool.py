@@ -99,7 +99,10 @@ def test_shapes_and_exponents(path, shape, memory_format, form):
 def test_dtypes(path, dtype, memory_format):
     x = make((2, 9, 7, 7), dtype, memory_format)
     for p in (2.7, make_p("one", 9, dtype), make_p("channels", 9)):
-        assert check(x, p).dtype == textbook(x, p).dtype
+        y = check(x, p)
+        assert y.dtype == textbook(x, p).dtype
+        if path == "kernel" and dtype != torch.float64:  # so that a convolution after it stays channels-last
+            assert y.stride() == torch.nn.functional.adaptive_avg_pool2d(x, 1).stride()
 
 
 def test_views(path):
