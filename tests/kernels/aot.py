@@ -109,6 +109,9 @@ ROWS = "i32:16"
 GEM = "*bf16:16 *fp32:16 *bf16:16 *fp32:16 fp32 fp32"
 GEM_BACKWARD = "*bf16:16 *fp32:16 *fp32:16 *bf16:16 *bf16:16 *fp32:16 fp32 fp32"
 ONE_P, P_PER_CHANNEL = {"PER_CHANNEL": False}, {"PER_CHANNEL": True}
+NUMBER = ONE_P | {"p": None}  # and so without p's gradient
+GEM_NUMBER = GEM.replace(" *fp32:16", "", 1)
+GEM_NUMBER_BACKWARD = "*bf16:16 *fp32:16 *bf16:16 *bf16:16 fp32 fp32"
 AVG_MAX = "*bf16:16 *bf16:16 *i32:16"
 AVG_MAX_BACKWARD = "*bf16:16 *i32:16 *bf16:16"
 
@@ -141,11 +144,19 @@ CASES = [
     ),
     # 64 elements a thread, or 32 of twice as many threads; in long rows and channels-last 32
     Case("gem_pool", "gem_pool_short_kernel", f"{GEM} {ROWS} {ROWS}", SHORT | ONE_P, loads_128bit=8),
-    Case("gem_pool", "gem_pool_long_kernel", f"{GEM} {ROWS}", LONG | ONE_P, loads_128bit=4),
+    Case("gem_pool", "gem_pool_long_kernel", f"{GEM_NUMBER} {ROWS}", LONG | NUMBER, loads_128bit=4),
     Case("gem_pool", "gem_pool_channels_last_kernel", f"{GEM} i32", CHANNELS_LAST | ONE_P, loads_128bit=4),
     Case("gem_pool", "gem_pool_short_backward_kernel", f"{GEM_BACKWARD} {ROWS} {ROWS}", SHORT | P_PER_CHANNEL, 8, 4),
     Case("gem_pool", "gem_pool_long_backward_kernel", f"{GEM_BACKWARD} {ROWS}", LONG | P_PER_CHANNEL, loads_128bit=4),
     Case("gem_pool", "gem_pool_channels_last_backward_kernel", f"{GEM_BACKWARD} i32", CHANNELS_LAST | ONE_P, 4, 4),
+    Case(
+        "gem_pool",
+        "gem_pool_short_backward_kernel",
+        f"{GEM_NUMBER_BACKWARD} {ROWS} {ROWS}",
+        SHORT | NUMBER | {"grad_p": None},
+        num_warps=8,
+        loads_128bit=4,
+    ),
     Case("gem_pool", "gem_pool_channels_last_kernel", in_fp32(f"{GEM} i32"), CHANNELS_LAST | P_PER_CHANNEL, 4, 8),
     Case("gem_pool", "gem_pool_short_kernel", in_fp32(f"{GEM} {ROWS} {ROWS}"), SHORT | ONE_P, loads_128bit=16),
     Case("avg_max_pool", "avg_max_pool_short_kernel", f"{AVG_MAX} {ROWS} {ROWS}", SHORT, loads_128bit=8),
