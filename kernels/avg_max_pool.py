@@ -14,7 +14,6 @@ says who reads what.
 import torch
 import triton
 import triton.language as tl
-
 from fastfeed.kernels.pooling import Kernels, launch, short_rows
 
 

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-
 from fastfeed.kernels import interpreted
 from fastfeed.kernels.pooling import Kernels, launch, short_rows
 
