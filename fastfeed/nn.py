@@ -10,6 +10,7 @@ from fastfeed.ops.avg_max_pool import avg_max_pool2d
 from fastfeed.ops.cross_entropy import cross_entropy
 from fastfeed.ops.focal_cross_entropy import focal_cross_entropy
 from fastfeed.ops.gem_pool import gem_pool2d
+from fastfeed.ops.kl_divergence import kl_divergence
 from fastfeed.ops.ohem_cross_entropy import ohem_cross_entropy
 
 
@@ -115,3 +116,25 @@ class AvgMaxPool2d(torch.nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Pool [N, C, H, W] to [N, 2 C, 1, 1], or [C, H, W] to [2 C, 1, 1]: averages, then maxima."""
         return avg_max_pool2d(input)
+
+
+class KLDivergence(torch.nn.Module):
+    """`fastfeed.functional.kl_divergence` as a module, for distillation.
+
+    Args:
+        temperature: above 0.
+        reduction: "batchmean", "sum" or "none".
+    """
+
+    def __init__(self, temperature: float = 1.0, reduction: str = "batchmean") -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.reduction = reduction
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of the student's logits [N, C], given the teacher's."""
+        return kl_divergence(student, teacher, self.temperature, self.reduction)
+
+    def extra_repr(self) -> str:
+        """Return what stands in the parentheses of the module's repr."""
+        return f"temperature={self.temperature}, reduction={self.reduction!r}"

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 MAX_BLOCK = 4096  # elements that a program of one row holds at a time; it walks over longer rows
+SHORT = 128  # elements up to which rows share a program, of kernels that know how
 
 
 @triton.jit
@@ -22,7 +23,7 @@ def bounds(row, R, C, VEC: tl.constexpr, TAIL: tl.constexpr):
     whole = (end + VEC - 1) // VEC * VEC
     if TAIL:  # the last row's last vector would reach beyond the tensor
         whole = tl.where(row == R - 1, end // VEC * VEC, whole)
-    return tl.multiple_of(start - lead, VEC), lead, end, tl.multiple_of(whole, VEC)
+    return start // VEC * VEC, lead, end, whole
 
 
 @triton.jit
@@ -41,10 +42,10 @@ def load_wide(row, offsets, lead, end, whole, other, TAIL: tl.constexpr):
 def store_wide(row, offsets, value, lead, end, VEC: tl.constexpr, ALIGNED: tl.constexpr):
     """Store a tile of a row: whole vectors at once, and singly what shares one with a neighbouring row."""
     if ALIGNED:  # whether the rows' length is a multiple of VEC
-        tl.store(row + offsets, value, mask=offsets < tl.multiple_of(end, VEC))
+        tl.store(row + offsets, value, mask=offsets < end // VEC * VEC)
     else:
-        low = tl.multiple_of((lead + VEC - 1) // VEC * VEC, VEC)
-        high = tl.multiple_of(end // VEC * VEC, VEC)
+        low = (lead + VEC - 1) // VEC * VEC
+        high = end // VEC * VEC
         tl.store(row + offsets, value, mask=(offsets >= low) & (offsets < high))
         edge = (offsets < low) | (offsets >= high)
         tl.store(row + offsets, value, mask=edge & (offsets >= lead) & (offsets < end))
@@ -61,3 +62,36 @@ def shape_of_rows(columns: int, vec: int, held: int = 2) -> tuple[int, int]:
     width = columns if columns % vec == 0 else columns + vec - 1  # with what lies before a row in its first vector
     block = min(triton.next_power_of_2(width), held * MAX_BLOCK // 2)
     return block, max(1, min(block // 256, 8))
+
+
+def rows_of(x: torch.Tensor) -> torch.Tensor:
+    """Return [N, C] or [N, C, d1, ...] as contiguous rows [R, C]; a copy, unless they lie side by side in memory."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1]).contiguous()
+
+
+def empty_rows_like(x: torch.Tensor) -> torch.Tensor:
+    """Return an empty tensor of the shape of [N, C] or [N, C, d1, ...] whose rows lie side by side in memory."""
+    return x.new_empty(x.movedim(1, -1).shape).movedim(-1, 1)
+
+
+def shape_of_pairs(a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
+    """Return how a program holds rows of two matrices [R, C], possibly of different dtypes: one row, or several short.
+
+    Both are read in steps of the same number of elements, the vector of the smaller dtype: no vector of either then
+    begins off its boundary. What is shorter than a vector is read singly.
+    """
+    columns = a.shape[1]
+    vec = 16 // min(a.element_size(), b.element_size())
+    vec = vec if columns >= vec else 1
+    block, warps = shape_of_rows(columns, vec, held=1)
+    rows = 1
+    if block <= SHORT:
+        rows, warps = 1024 // block, 4
+    return {
+        "VEC": vec,
+        "TAIL": a.numel() % vec != 0,
+        "ALIGNED": columns % vec == 0,
+        "ROWS": rows,
+        "BLOCK": block,
+        "num_warps": warps,
+    }

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfeed.data.mix import MixedTarget
+from fastfeed.ops import dense_cross_entropy as dense
 from fastfeed.ops.registration import KERNEL_DTYPES, below_autograd, kernel_takes, register
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -36,14 +37,16 @@ def cross_entropy(
             - A `fastfeed.MixedTarget` of two of them, a and b, and lam, one number, or [N] for [N, d1, ...] too. The
               loss is that of the probabilities ``target.dense(C)``, which are never built. A label may be
               `ignore_index`, and counts for nothing then: the mean is over what the others count.
-            - Probabilities, floating point, of the shape of the input.
+            - Probabilities, floating point, of the shape of the input; the kernels take [N, C], and [N, C, d1, ...]
+              where both are channels-last. They may want a gradient.
         weight: [C] class weights.
         ignore_index: target of rows that count neither in the loss nor in the mean.
         reduction: "mean" over the rows that count, with class indices as much as their weights; "sum" or "none".
         label_smoothing: 0 to 1.
 
     Returns:
-        A scalar, or, for "none", [N] or [N, d1, ...]; of the input's dtype, under autocast float32, as PyTorch's.
+        A scalar, or, for "none", [N] or [N, d1, ...]; as PyTorch's of the input's dtype or, with probabilities, that to
+        which both promote; under autocast float32.
 
     Raises:
         ValueError: for an unknown reduction, or shapes that do not go together.
@@ -62,6 +65,8 @@ def cross_entropy(
     if _goes_to_kernel(input, target, None, None, weight, reduction, label_smoothing):
         dtype = dtype_of_loss(input)
         return _fused(input, target, None, None, weight, ignore_index, reduction, label_smoothing, 0.0, dtype)
+    if dense.goes_to_kernel(input, target, weight, ignore_index, reduction, label_smoothing):
+        return dense.dense_cross_entropy(input, target, weight, reduction, label_smoothing)
     return F.cross_entropy(input, target, weight, None, ignore_index, None, reduction, label_smoothing)
 
 
