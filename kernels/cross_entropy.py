@@ -385,6 +385,7 @@ def forward(
             then what all count, for a reduction; and, if smoothed, the sum of the weights.
     """
     layout = _layout(logits)
+    weight = None if weight is None else weight.contiguous()
     rows, classes = layout.rows, logits.shape[1]
     new_state = torch.empty if rows else torch.zeros
     state = new_state(3 * rows + 2, dtype=torch.float32, device=logits.device)
@@ -432,6 +433,7 @@ def backward(
         state: of `forward`.
     """
     layout = _layout(logits)
+    weight = None if weight is None else weight.contiguous()
     rows, classes = layout.rows, logits.shape[1]
     grad_logits = torch.empty_like(layout.logits)
     if not rows:
