@@ -46,16 +46,17 @@ def dense_cross_entropy_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # The rows that the last program has too many are the last row again.
-    row = tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None], R - 1)
-    first, lead, end, whole = bounds(row, R, C, VEC, TAIL)
+    # The rows that the last program has too many are the last row again. What there is one of for each row is kept as
+    # a vector: a thread would load, and compute, what is [ROWS, 1] once for each of its columns.
+    row = tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), R - 1)
+    first, lead, end, whole = bounds(row[:, None], R, C, VEC, TAIL)
 
     # Online softmax (Milakov and Gimelshein, 2018): a running maximum, the sum of exp(x - maximum) and, here, that of
     # q (x - maximum).
-    running = tl.full([ROWS, 1], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS, 1], tl.float32)
-    below = tl.zeros([ROWS, 1], tl.float32)
-    mass = tl.zeros([ROWS, 1], tl.float32)
+    running = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    below = tl.zeros([ROWS], tl.float32)
+    mass = tl.zeros([ROWS], tl.float32)
     for tile in range(0, C if ALIGNED else C + VEC - 1, BLOCK):
         offsets = tile + tl.arange(0, BLOCK)[None, :]
         inside = (offsets >= lead) & (offsets < end)
@@ -63,13 +64,13 @@ def dense_cross_entropy_kernel(
         t = load_wide(target + first, offsets, lead, end, whole, 0.0, TAIL)
         w = _weights(weight, offsets - lead, inside, WEIGHTED)
         q = tl.where(inside, w * ((1.0 - smoothing) * t + smoothing / C), 0.0)
-        higher = tl.maximum(running, tl.max(x, axis=1, keep_dims=True))
+        higher = tl.maximum(running, tl.max(x, axis=1))
         # A row that so far is all -inf has no finite maximum: shift by 0 there, or -inf - -inf makes a NaN.
         before = tl.where(running == -float("inf"), 0.0, running)
         shift = tl.where(higher == -float("inf"), 0.0, higher)
-        total = total * tl.exp(running - shift) + tl.sum(tl.exp(x - shift), axis=1, keep_dims=True)
-        below += mass * (before - shift) + tl.sum(tl.where(inside, q * (x - shift), 0.0), axis=1, keep_dims=True)
-        mass += tl.sum(q, axis=1, keep_dims=True)
+        total = total * tl.exp(running - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
+        below += mass * (before - shift) + tl.sum(tl.where(inside, q * (x - shift[:, None]), 0.0), axis=1)
+        mass += tl.sum(q, axis=1)
         running = higher
     log_sum = tl.log(total)
 
@@ -101,14 +102,14 @@ def dense_cross_entropy_backward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None], R - 1)
-    first, lead, end, whole = bounds(row, R, C, VEC, TAIL)
-    scale = tl.load(grad_loss + row * grad_stride).to(tl.float32)
+    row = tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), R - 1)
+    scale = tl.load(grad_loss + row * grad_stride).to(tl.float32)[:, None]
     if MEAN:
         scale /= R
-    maximum = tl.load(state + row)
-    log_sum = tl.load(state + R + row)
-    mass = tl.load(state + R + R + row)
+    maximum = tl.load(state + row)[:, None]
+    log_sum = tl.load(state + R + row)[:, None]
+    mass = tl.load(state + R + R + row)[:, None]
+    first, lead, end, whole = bounds(row[:, None], R, C, VEC, TAIL)
 
     for tile in range(0, C if ALIGNED else C + VEC - 1, BLOCK):
         offsets = tile + tl.arange(0, BLOCK)[None, :]
@@ -148,6 +149,7 @@ def forward(
         state: [3, R] fp32: of the R rows the maximum, the logarithm of the sum of exponentials, and the sum of q.
     """
     x, t = rows_of(logits), rows_of(target)
+    weight = None if weight is None else weight.contiguous()
     rows, classes = x.shape
     state = torch.empty(3, rows, dtype=torch.float32, device=x.device)
     shape = logits.shape[:1] + logits.shape[2:]
@@ -181,6 +183,7 @@ def backward(
         target_grad: whether the target wants a gradient, which else is [0].
     """
     x, t = rows_of(logits), rows_of(target)
+    weight = None if weight is None else weight.contiguous()
     rows, classes = x.shape
     grad_logits = empty_rows_like(logits)
     grad_target = empty_rows_like(target) if target_grad else target.new_empty(0)

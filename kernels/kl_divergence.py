@@ -44,35 +44,36 @@ def kl_divergence_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # The rows that the last program has too many are the last row again.
-    row = tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None], R - 1)
-    first, lead, end, whole = bounds(row, R, C, VEC, TAIL)
+    # The rows that the last program has too many are the last row again. What there is one of for each row is kept as
+    # a vector: a thread would load, and compute, what is [ROWS, 1] once for each of its columns.
+    row = tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), R - 1)
+    first, lead, end, whole = bounds(row[:, None], R, C, VEC, TAIL)
 
     # Two online softmaxes (Milakov and Gimelshein, 2018), and the sum of exp((t - M_t) / T) times the difference of
     # what is below the maxima, all of it for the maxima so far.
-    running_s = tl.full([ROWS, 1], -float("inf"), tl.float32)
-    running_t = tl.full([ROWS, 1], -float("inf"), tl.float32)
-    total_s = tl.zeros([ROWS, 1], tl.float32)
-    total_t = tl.zeros([ROWS, 1], tl.float32)
-    cross = tl.zeros([ROWS, 1], tl.float32)
+    running_s = tl.full([ROWS], -float("inf"), tl.float32)
+    running_t = tl.full([ROWS], -float("inf"), tl.float32)
+    total_s = tl.zeros([ROWS], tl.float32)
+    total_t = tl.zeros([ROWS], tl.float32)
+    cross = tl.zeros([ROWS], tl.float32)
     for tile in range(0, C if ALIGNED else C + VEC - 1, BLOCK):
         offsets = tile + tl.arange(0, BLOCK)[None, :]
         s = load_wide(student + first, offsets, lead, end, whole, -float("inf"), TAIL)
         t = load_wide(teacher + first, offsets, lead, end, whole, -float("inf"), TAIL)
-        higher_s = tl.maximum(running_s, tl.max(s, axis=1, keep_dims=True))
-        higher_t = tl.maximum(running_t, tl.max(t, axis=1, keep_dims=True))
+        higher_s = tl.maximum(running_s, tl.max(s, axis=1))
+        higher_t = tl.maximum(running_t, tl.max(t, axis=1))
         shift_s = _finite(higher_s)
         shift_t = _finite(higher_t)
-        s = (s - shift_s) * inverse
-        t = (t - shift_t) * inverse
+        s = (s - shift_s[:, None]) * inverse
+        t = (t - shift_t[:, None]) * inverse
         exp_t = tl.exp(t)
         moved = ((_finite(running_t) - shift_t) - (_finite(running_s) - shift_s)) * inverse
         fade = tl.exp((running_t - shift_t) * inverse)
         # A class whose probability turns out to be 0 adds 0, though its difference was infinite.
         cross = tl.where(fade == 0.0, 0.0, (cross + total_t * moved) * fade)
-        cross += tl.sum(tl.where(exp_t == 0.0, 0.0, exp_t * (t - s)), axis=1, keep_dims=True)
-        total_s = total_s * tl.exp((running_s - shift_s) * inverse) + tl.sum(tl.exp(s), axis=1, keep_dims=True)
-        total_t = total_t * fade + tl.sum(exp_t, axis=1, keep_dims=True)
+        cross += tl.sum(tl.where(exp_t == 0.0, 0.0, exp_t * (t - s)), axis=1)
+        total_s = total_s * tl.exp((running_s - shift_s) * inverse) + tl.sum(tl.exp(s), axis=1)
+        total_t = total_t * fade + tl.sum(exp_t, axis=1)
         running_s = higher_s
         running_t = higher_t
 
@@ -102,13 +103,13 @@ def kl_divergence_backward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None], R - 1)
-    first, lead, end, whole = bounds(row, R, C, VEC, TAIL)
-    grad = tl.load(grad_loss + row * grad_stride).to(tl.float32) * scale
-    maximum_s = tl.load(state + row)
-    per_s = 1.0 / tl.load(state + R + row)
-    maximum_t = tl.load(state + R + R + row)
-    per_t = 1.0 / tl.load(state + R + R + R + row)
+    row = tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), R - 1)
+    grad = tl.load(grad_loss + row * grad_stride).to(tl.float32)[:, None] * scale
+    maximum_s = tl.load(state + row)[:, None]
+    per_s = (1.0 / tl.load(state + R + row))[:, None]
+    maximum_t = tl.load(state + R + R + row)[:, None]
+    per_t = (1.0 / tl.load(state + R + R + R + row))[:, None]
+    first, lead, end, whole = bounds(row[:, None], R, C, VEC, TAIL)
 
     for tile in range(0, C if ALIGNED else C + VEC - 1, BLOCK):
         offsets = tile + tl.arange(0, BLOCK)[None, :]

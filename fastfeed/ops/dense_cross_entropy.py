@@ -1,7 +1,7 @@
 """Cross-entropy with probabilities as targets, one row of them for each row of logits.
 
-`fastfeed.functional.cross_entropy` comes here with what the kernels of ``kernels/dense_cross_entropy.py`` take. All else
-is PyTorch's: the reference is ``torch.nn.functional.cross_entropy`` itself.
+`fastfeed.functional.cross_entropy` comes here with what the kernels of ``kernels/dense_cross_entropy.py`` take. All
+else is PyTorch's: the reference is ``torch.nn.functional.cross_entropy`` itself.
 """
 
 from typing import Any

@@ -99,6 +99,42 @@ def losses() -> list[Case]:
     return cases
 
 
+def pairs() -> list[Case]:
+    """Losses of two matrices, row by row: long rows, those that begin anywhere, and short ones that share a program."""
+    cases = []
+    for dtype, other, classes, rows, block, warps, everything in (
+        ("bf16", "bf16", 1000, 1, 1024, 4, False),
+        ("bf16", "fp32", 1001, 1, 1024, 4, True),
+        ("bf16", "bf16", 21843, 1, 2048, 8, False),
+        ("fp32", "fp32", 21843, 1, 2048, 8, True),
+        ("bf16", "bf16", 41, 16, 64, 4, True),
+    ):
+        vec = 4 if dtype == other == "fp32" else 8
+        unaligned = classes % vec != 0
+        tiles = {"VEC": vec, "TAIL": unaligned, "ALIGNED": not unaligned, "ROWS": rows, "BLOCK": block}
+        matrices = f"*{dtype}:16 *{other}:16"
+        size = f"i32 i32{':16' if classes % 16 == 0 else ''}"
+        least = sum(2 if name == "fp32" else 1 for name in (dtype, other))
+        cases.append(
+            Case("dense_cross_entropy", "dense_cross_entropy_kernel",
+                 f"{matrices} *fp32:16 *fp32:16 *fp32:16 {size} fp32", {"WEIGHTED": everything, **tiles}, warps, least)
+        )  # fmt: skip
+        cases.append(
+            Case("dense_cross_entropy", "dense_cross_entropy_backward_kernel",
+                 f"{matrices} *fp32:16 *fp32:16 *fp32:16 *{dtype}:16 *{other}:16 i32 {size} fp32",
+                 {"WEIGHTED": everything, "MEAN": True, "TARGET_GRAD": everything, **tiles}, warps, least)
+        )  # fmt: skip
+        cases.append(
+            Case("kl_divergence", "kl_divergence_kernel", f"{matrices} *fp32:16 *fp32:16 {size} fp32 fp32",
+                 tiles, warps, least)
+        )  # fmt: skip
+        cases.append(
+            Case("kl_divergence", "kl_divergence_backward_kernel",
+                 f"{matrices} *fp32:16 *fp32:16 *{dtype}:16 i32 {size} fp32 fp32", tiles, warps, least)
+        )  # fmt: skip
+    return cases
+
+
 REDUCTION = {"LAST": True, "CHUNK": "CHUNK", "BLOCK": 1024}
 
 # The pools of 2048 channels: 7 x 7 elements, and 32 x 32, side by side; and channels-last, of any number.
@@ -119,6 +155,7 @@ CASES = [
     Case(*ADAMW, {"MAXIMIZE": False, **ADAMW_SIZES}, "NUM_WARPS", loads_128bit=8),
     Case(*ADAMW, {"MAXIMIZE": True, **ADAMW_SIZES}, "NUM_WARPS", loads_128bit=8),
     *losses(),
+    *pairs(),
     Case(
         "ohem",
         "ohem_kernel",
