@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastfeed.ops.registration import KERNEL_DTYPES, below_autograd, kernel_takes, register
+from fastfeed.ops.registration import KERNEL_DTYPES, autocasts, below_autograd, kernel_takes, register
 
 
 def rows_lie_together(*tensors: Tensor) -> bool:
@@ -62,7 +62,7 @@ def dense_cross_entropy(
     dtype = torch.promote_types(input.dtype, target.dtype)
     if weight is not None:
         dtype = torch.promote_types(dtype, weight.dtype)
-    if torch.is_autocast_enabled(input.device.type):
+    if autocasts(input.device):
         dtype = torch.float32
     loss, _ = _FORWARD(input, target, weight, reduction, smoothing, dtype)
     return loss
@@ -76,14 +76,13 @@ def reference(
 ) -> Tensor:
     """Return what the kernels compute, in PyTorch's ops, which can be differentiated in every way."""
     compute = torch.promote_types(torch.promote_types(input.dtype, target.dtype), torch.float32)
-    with torch.autocast(input.device.type, enabled=False):
-        loss = F.cross_entropy(
-            input.to(compute),
-            target.to(compute),
-            None if weight is None else weight.to(compute),
-            reduction=reduction,
-            label_smoothing=smoothing,
-        )
+    loss = F.cross_entropy(
+        input.to(compute),
+        target.to(compute),
+        None if weight is None else weight.to(compute),
+        reduction=reduction,
+        label_smoothing=smoothing,
+    )
     return loss.to(dtype)
 
 

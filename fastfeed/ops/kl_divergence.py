@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfeed.ops.dense_cross_entropy import empty_rows_like, rows_lie_together
-from fastfeed.ops.registration import KERNEL_DTYPES, below_autograd, kernel_takes, register
+from fastfeed.ops.registration import KERNEL_DTYPES, autocasts, below_autograd, kernel_takes, register
 
 REDUCTIONS = ("batchmean", "sum", "none")
 
@@ -41,7 +41,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, re
     """
     _check(student, teacher, temperature, reduction)
     dtype = torch.promote_types(student.dtype, teacher.dtype)
-    if torch.is_autocast_enabled(student.device.type):
+    if autocasts(student.device):
         dtype = torch.promote_types(dtype, torch.float32)
     if _goes_to_kernel(student, teacher):
         loss, _ = _FORWARD(student, teacher, temperature, reduction, dtype)
@@ -86,16 +86,15 @@ def _check(student: Tensor, teacher: Tensor, temperature: float, reduction: str)
 def reference(student: Tensor, teacher: Tensor, temperature: float, reduction: str, dtype: torch.dtype) -> Tensor:
     """Return what the kernels compute, in PyTorch's ops, which can be differentiated in every way."""
     compute = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    with torch.autocast(student.device.type, enabled=False):
-        log_q = F.log_softmax(student.to(compute) / temperature, dim=1)
-        log_p = F.log_softmax(teacher.to(compute) / temperature, dim=1)
-        p = log_p.exp()
-        difference = torch.where(p == 0, 0, log_p - log_q)  # 0 times inf, or times -inf - -inf, is 0
-        loss = temperature**2 * (p * difference).sum(dim=1)
-        if reduction != "none":
-            loss = loss.sum()
-        if reduction == "batchmean":
-            loss = loss / student.shape[0]
+    student, teacher = student.to(compute) / temperature, teacher.to(compute) / temperature
+    p = F.softmax(teacher, dim=1)
+    difference = F.log_softmax(teacher, dim=1) - F.log_softmax(student, dim=1)
+    difference = torch.where(p == 0, 0, difference)  # 0 times inf, or times -inf - -inf, is 0
+    loss = temperature**2 * (p * difference).sum(dim=1)
+    if reduction != "none":
+        loss = loss.sum()
+    if reduction == "batchmean":
+        loss = loss / student.shape[0]
     return loss.to(dtype)
 
 

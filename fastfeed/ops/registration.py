@@ -59,3 +59,8 @@ def kernel_takes(input: Tensor, *others: Tensor | None) -> bool:
         torch._C._functorch.is_functorch_wrapped_tensor(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
         for tensor in tensors
     )
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for a device; meta tensors know none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
