@@ -161,7 +161,7 @@ class MixedTarget(NamedTuple):
 
         Returns:
             [N, C]: lam at `a` plus 1 - lam at `b`, on their device. On a GPU, where an error would have to wait for
-            the labels, one that is no class makes its row NaN.
+            the labels, and under torch.compile, one that is no class makes its row NaN.
 
         Raises:
             IndexError: on the CPU, for a label that is no class.
@@ -174,7 +174,7 @@ class MixedTarget(NamedTuple):
             raise ValueError(f"dtype is {dtype!r}; expected a floating-point dtype, such as torch.float32")
         labels = torch.stack((self.a, self.b))
         wrong = (labels < 0) | (labels >= num_classes)
-        if labels.device.type == "cpu" and wrong.any():
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and wrong.any():
             raise IndexError(f"Target {int(labels[wrong][0])} is out of bounds: expected 0 to {num_classes - 1}")
         classes = torch.arange(operator.index(num_classes), device=labels.device)
         lam = self.lam.to(torch.promote_types(self.lam.dtype, dtype))[:, None]

@@ -129,6 +129,14 @@ def test_pytrees_copies_and_pickles():
     assert batch.a.tolist() == [1, 3]
 
 
+def test_dense_compiles_without_a_graph_break():
+    target = example_target()
+    compiled = torch.compile(lambda target: target.dense(7), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(target), target.dense(7))
+    target.b[3] = 7
+    assert compiled(target).isnan().all(1).tolist() == [False, False, False, True, False]
+
+
 def test_the_default_device_of_pytorch_changes_nothing():
     with torch.device("meta"):
         target = mix_target(torch.arange(4, device="cpu"), draw(4))
