@@ -86,10 +86,9 @@ def _check(student: Tensor, teacher: Tensor, temperature: float, reduction: str)
 def reference(student: Tensor, teacher: Tensor, temperature: float, reduction: str, dtype: torch.dtype) -> Tensor:
     """Return what the kernels compute, in PyTorch's ops, which can be differentiated in every way."""
     compute = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    student, teacher = student.to(compute) / temperature, teacher.to(compute) / temperature
-    p = F.softmax(teacher, dim=1)
-    difference = F.log_softmax(teacher, dim=1) - F.log_softmax(student, dim=1)
-    difference = torch.where(p == 0, 0, difference)  # 0 times inf, or times -inf - -inf, is 0
+    log_q, log_p = (F.log_softmax(logits.to(compute) / temperature, dim=1) for logits in (student, teacher))
+    p = log_p.exp()
+    difference = (log_p - log_q).masked_fill_(p == 0, 0)  # 0 times inf, or times -inf - -inf, is 0
     loss = temperature**2 * (p * difference).sum(dim=1)
     if reduction != "none":
         loss = loss.sum()

@@ -493,7 +493,6 @@ def test_gpu_three_launches():
     logits.requires_grad_()
     fused(logits, target).backward()  # compiled
     logits.grad = None
-    loss = fused(logits, target)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         loss = fused(logits, target)
         loss.backward(loss.detach())
