@@ -52,5 +52,7 @@ def derivatives(function, inputs, grad=1.0):
     """Return [loss, gradient of each of the inputs], all of which are made leaves; grad is that of the loss."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     loss = function(*leaves)
-    grad = torch.as_tensor(grad, device=loss.device).to(loss.dtype).expand(loss.shape)
+    if not isinstance(grad, torch.Tensor):
+        grad = torch.full((), grad, device=loss.device)  # in a CUDA graph nothing can be copied from the host
+    grad = grad.to(loss.dtype).expand(loss.shape)
     return [loss.detach(), *torch.autograd.grad(loss, leaves, grad)]
