@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastfeed.data.mix import MixedTarget
 from fastfeed.ops import dense_cross_entropy as dense
-from fastfeed.ops.registration import KERNEL_DTYPES, below_autograd, kernel_takes, register
+from fastfeed.ops.registration import KERNEL_DTYPES, autocasts, below_autograd, kernel_takes, register
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -118,7 +118,7 @@ def _fused(
 
 def dtype_of_loss(input: Tensor) -> torch.dtype:
     """Return the dtype that PyTorch's cross-entropy gives."""
-    return torch.float32 if torch.is_autocast_enabled(input.device.type) else input.dtype
+    return torch.float32 if autocasts(input.device) else input.dtype
 
 
 def _goes_to_kernel(
@@ -146,7 +146,7 @@ def _goes_to_kernel(
     if weight is None:
         return True
     # PyTorch refuses weights of another dtype, which autocast converts.
-    dtypes = KERNEL_DTYPES if torch.is_autocast_enabled(input.device.type) else (input.dtype,)
+    dtypes = KERNEL_DTYPES if autocasts(input.device) else (input.dtype,)
     same = weight.shape == input.shape[1:2] and weight.dtype in dtypes and weight.device == input.device
     return same and not weight.requires_grad
 
@@ -224,12 +224,9 @@ def reference(
     weight = None if weight is None else weight.to(compute)
 
     def loss_of(y: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            if not gamma:
-                return F.cross_entropy(
-                    x, y, weight, ignore_index=ignore_index, reduction="none", label_smoothing=smoothing
-                )
-            nll = F.cross_entropy(x, y, ignore_index=ignore_index, reduction="none")
+        if not gamma:
+            return F.cross_entropy(x, y, weight, ignore_index=ignore_index, reduction="none", label_smoothing=smoothing)
+        nll = F.cross_entropy(x, y, ignore_index=ignore_index, reduction="none")
         rest = -torch.expm1(-nll)  # 1 - p
         focal = torch.where(rest > 0, rest, 1) ** gamma * torch.where(rest > 0, nll, 0)
         return focal if weight is None else focal * weight_of(y)
