@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import fastfeed.functional
 import fastfeed.optim
+from fastfeed import MixedTarget
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
 
@@ -46,6 +47,36 @@ def test_avg_max_pool_forward_and_backward(versus, device):
         torch.autograd.grad(pool(x).sum(), x)
 
     versus(lambda: step(fastfeed.functional.avg_max_pool2d), lambda: step(two_pools), repeat=100)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_cross_entropy_of_two_labels(versus, device):
+    logits = torch.randn(8, 10, device=device, requires_grad=True)
+    a, b = torch.randint(10, (2, 8), device=device)
+    target = MixedTarget(a, b, torch.rand(8, device=device))
+
+    def ours():
+        torch.autograd.grad(fastfeed.functional.cross_entropy(logits, target), logits)
+
+    def theirs():
+        torch.autograd.grad(F.cross_entropy(logits, target.dense(10)), logits)
+
+    versus(ours, theirs, repeat=100)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_ohem(versus, device):
+    logits = torch.randn(8, 10, device=device, requires_grad=True)
+    target = torch.randint(10, (8,), device=device)
+
+    def theirs():
+        loss = F.cross_entropy(logits, target, reduction="none").topk(5).values.mean()
+        torch.autograd.grad(loss, logits)
+
+    def ours():
+        torch.autograd.grad(fastfeed.functional.ohem_cross_entropy(logits, target, k=5), logits)
+
+    versus(ours, theirs, repeat=100)
 
 
 @pytest.mark.parametrize("device", DEVICES)

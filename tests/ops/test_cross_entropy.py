@@ -15,13 +15,19 @@ import fastfeed.ops.cross_entropy as op
 from fastfeed import MixedTarget, nn
 from tests.ops.labels import DEVICE, TOLERANCE, check, cross_entropy, gradients, make
 
-SHAPES = [(0, 7), (1, 1), (1, 2), (37, 7), (289, 41), (5, 1000), (3, 1001), (2, 4096), (2, 4097), (2, 21843)]
+SHAPES = [(0, 7), (1, 1), (1, 2), (37, 7), (289, 41), (1024, 2), (5, 1000), (3, 1001), (2, 4096), (2, 4097)]
+WIDE = [(2, 21841), (3, 21843), (1, 32768), (2, 32769), (1, 128256)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(path, shape, dtype):
     check(*make(*shape, dtype), label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("shape", WIDE)
+def test_wide_heads(path, shape):
+    check(*make(*shape, torch.bfloat16), label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
@@ -310,6 +316,30 @@ def test_gpu_more_than_two_to_the_31_logits():
     assert torch.equal(dx[last], rows_dx)
     assert loss.isfinite()
     assert rows.isfinite()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["labels", "two labels", "pixels"])
+def test_gpu_takes_no_more_memory_than_eager(kind):
+    shape = (8, 19, 256, 256) if kind == "pixels" else (1024, 21843)
+    logits = torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.randint(0, shape[1], (shape[0], *shape[2:]), device="cuda")
+    target = MixedTarget(labels, labels.roll(1, 0), torch.rand(shape[0], device="cuda"))
+
+    def peak(loss):
+        for _ in range(2):  # the first time kernels are compiled
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            torch.autograd.grad(loss(), logits)
+        return torch.cuda.max_memory_allocated() - before
+
+    if kind == "two labels":
+        ours = peak(lambda: cross_entropy(logits, target))
+        eager = peak(lambda: F.cross_entropy(logits, target.dense(shape[1], torch.bfloat16)))
+    else:
+        ours, eager = peak(lambda: cross_entropy(logits, labels)), peak(lambda: F.cross_entropy(logits, labels))
+    assert ours <= eager
+    assert ours <= logits.nbytes + 40 * labels.numel() + 2**20  # the gradient, and some bytes per row
 
 
 @pytest.mark.gpu

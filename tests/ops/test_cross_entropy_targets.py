@@ -112,6 +112,40 @@ def test_a_label_without_weight_may_be_impossible(path):
     torch.testing.assert_close(cross_entropy(logits, mixed), cross_entropy(logits, labels))
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_two_labels_compile_without_a_graph_break(dynamic):
+    compiled = torch.compile(
+        lambda x, t: cross_entropy(x * 2, t, label_smoothing=0.1), fullgraph=True, dynamic=dynamic, backend="aot_eager"
+    )
+    for n in (4, 6):
+        logits, a, _ = draw((n,), 5)
+        target = MixedTarget(a, a.roll(1), torch.rand(n, device=DEVICE))
+        x, y = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+        compiled(x, target).backward()
+        cross_entropy(y * 2, target, label_smoothing=0.1).backward()
+        torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_function_transforms_of_two_labels():
+    logits, a, _ = draw((5,), 7)
+    a = a.clamp(min=0)
+    target = MixedTarget(a, a.roll(1), torch.rand(5, device=DEVICE))
+    dense = target.dense(7)
+
+    def ours(x):
+        return cross_entropy(x, target, label_smoothing=0.1)
+
+    def theirs(x):
+        return F.cross_entropy(x, dense, label_smoothing=0.1)
+
+    for transform in (
+        lambda f: torch.func.jvp(f, (logits,), (logits.flip(0),)),
+        lambda f: torch.func.grad(f)(logits),
+        lambda f: torch.func.vmap(f)(torch.stack([logits, logits.flip(0)])),
+    ):
+        torch.testing.assert_close(transform(ours), transform(theirs))
+
+
 def test_lam_that_needs_a_gradient_has_one():
     logits, a, _ = draw((5,), 7)
     a = a.clamp(min=0)
