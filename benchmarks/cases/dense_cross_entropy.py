@@ -1,25 +1,16 @@
 """Label-smoothed cross-entropy with probabilities as targets, and with those of mixup, forward and backward."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
 import fastfeed.functional
-from benchmarks.case import Case, Options, largest_error
-from benchmarks.results import COMPILED
-from benchmarks.timing import Run
+from benchmarks.case import Options, largest_error
+from benchmarks.losses import Loss, LossCase
 from fastfeed import MixedTarget
 
 SMOOTHING = 0.1
-
-# From some MB of bf16 logits, which is all launches, to 268 MB, which is all bandwidth.
-SHAPES = ((1024, 1000), (4096, 1000), (256, 21843), (1024, 21843), (4096, 32768))
-QUICK = ((1024, 1000), (256, 21843))
-LARGEST_ON_CPU = 1024 * 21843  # 89 MB of fp32, far beyond the caches
-
-Loss = Callable[[torch.Tensor, Any], torch.Tensor]  # of logits [N, C] and targets
 
 
 def torch_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -37,34 +28,18 @@ def fastfeed_cross_entropy(logits: torch.Tensor, target: torch.Tensor | MixedTar
     return fastfeed.functional.cross_entropy(logits, target, label_smoothing=SMOOTHING)
 
 
-class DenseCrossEntropyCase(Case):
+class DenseCrossEntropyCase(LossCase):
     """`fastfeed.functional.cross_entropy` of given probabilities, in fp32, against PyTorch's, eager and compiled.
 
     A run is the mean loss and the gradient of the logits, through autograd.
     """
 
     name = "cross_entropy_dense"
-    direction = "forward+backward"
-    baseline = "eager"
     torch_loss: ClassVar[Loss] = staticmethod(torch_cross_entropy)
 
-    @classmethod
-    def parameters(cls, options: Options) -> list[dict[str, Any]]:
-        """The classes of ImageNet-1k and ImageNet-21k and a language model's, in the dtypes that networks end in."""
-        shapes = QUICK if options.quick else SHAPES
-        if options.device.type == "cuda":
-            dtypes = (torch.bfloat16, torch.float32)
-        else:
-            dtypes = (torch.float32,)
-            shapes = tuple(s for s in shapes if s[0] * s[1] <= LARGEST_ON_CPU)
-        return [{"shape": shape, "dtype": dtype} for shape in shapes for dtype in dtypes]
-
     def __init__(self, options: Options, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        self.shape = rows, classes = shape
-        self.generator = torch.Generator(options.device).manual_seed(0)
-        logits = torch.randn(shape, device=options.device, generator=self.generator).mul_(3)
-        self.logits = logits.to(dtype).requires_grad_()
-        self.target = self.draw_target()
+        super().__init__(options, shape, dtype)
+        rows, classes = shape
         # The forward reads the logits and the targets; the backward reads both again and writes the gradient of the
         # logits. What else a row needs, its loss and its normaliser, is some bytes.
         self.bytes_per_run = 3 * rows * classes * dtype.itemsize + 2 * self.bytes_of_target()
@@ -80,10 +55,6 @@ class DenseCrossEntropyCase(Case):
     def bytes_of_target(self) -> int:
         """Return the bytes of the targets."""
         return self.target.numel() * self.target.itemsize
-
-    def close(self) -> None:
-        """Forget what was compiled: each shape counts towards the recompilations that torch.compile allows."""
-        torch.compiler.reset()
 
     def check(self, provider: str) -> float:
         """Compare with PyTorch's in fp32, so that in bf16 the baseline's rounding does not hide errors of others.
@@ -105,25 +76,8 @@ class DenseCrossEntropyCase(Case):
         torch.testing.assert_close(grad.float(), expected_grad, rtol=rtol, atol=atol)
         return max(largest_error(loss, expected_loss), largest_error(grad, expected_grad))
 
-    def run(self, cross_entropy: Loss, logits: torch.Tensor | None = None) -> Run:
-        """Return a run of a loss function, on the case's logits by default. It returns (loss, gradient)."""
-        logits = self.logits if logits is None else logits
-        target = self.target
-
-        def run() -> tuple[torch.Tensor, torch.Tensor]:
-            loss = cross_entropy(logits, target)
-            (grad,) = torch.autograd.grad(loss, logits)
-            return loss.detach(), grad
-
-        return run
-
-    def _compiled(self) -> Run:
-        # With fullgraph=True torch.compile raises where it would otherwise run eagerly.
-        return self.run(torch.compile(self.torch_loss, fullgraph=True, dynamic=False))
-
     providers: ClassVar = {
-        "eager": lambda case: case.run(case.torch_loss),
-        COMPILED: _compiled,
+        **LossCase.providers,
         "fastfeed": lambda case: case.run(fastfeed_cross_entropy),
     }
 

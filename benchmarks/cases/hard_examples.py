@@ -1,24 +1,17 @@
 """Losses that look at hard examples: top-k OHEM and the focal loss, of rows and of pixels, forward and backward."""
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
 import fastfeed.functional
-from benchmarks.case import Case, Options, largest_error
-from benchmarks.results import COMPILED
-from benchmarks.timing import Run
+from benchmarks.case import Options, largest_error
+from benchmarks.losses import Loss, LossCase
 
 SHARE = 0.7  # of the rows, which OHEM keeps
 GAMMA = 2.0  # of the focal loss
-SHAPES = ((1024, 1000), (256, 21843), (8, 19, 512, 512))  # of logits
-QUICK = ((1024, 1000), (2, 19, 256, 256))
-LARGEST_ON_CPU = 1024 * 21843
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of logits [N, C, ...] and targets [N, ...]
 
 
 def torch_ohem(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -33,49 +26,30 @@ def torch_focal(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return ((1 - (-loss).exp()) ** GAMMA * loss).mean()
 
 
-class OhemCase(Case):
+class OhemCase(LossCase):
     """`fastfeed.functional.ohem_cross_entropy` of the hardest 70 %, against topk of PyTorch's losses.
 
     A run is the mean loss and the gradient of the logits, through autograd.
     """
 
     name = "ohem"
-    direction = "forward+backward"
-    baseline = "eager"
+    shapes = ((1024, 1000), (256, 21843), (2, 19, 256, 256), (4, 19, 512, 512))
+    quick = ((1024, 1000), (2, 19, 256, 256))
     torch_loss: ClassVar[Loss] = staticmethod(torch_ohem)
     fastfeed_loss: ClassVar[Loss] = staticmethod(
         lambda logits, target: fastfeed.functional.ohem_cross_entropy(logits, target, k=SHARE)
     )
 
-    @classmethod
-    def parameters(cls, options: Options) -> list[dict[str, Any]]:
-        """The classes of ImageNet-1k and ImageNet-21k, and of a street scene's pixels."""
-        shapes = QUICK if options.quick else SHAPES
-        if options.device.type == "cuda":
-            dtypes = (torch.bfloat16, torch.float32)
-        else:
-            dtypes = (torch.float32,)
-            shapes = tuple(s for s in shapes if math.prod(s) <= LARGEST_ON_CPU)
-        return [{"shape": shape, "dtype": dtype} for shape in shapes for dtype in dtypes]
-
     def __init__(self, options: Options, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        generator = torch.Generator(options.device).manual_seed(0)
-        logits = torch.randn(shape, device=options.device, generator=generator).mul_(3)
-        self.logits = logits.to(dtype).requires_grad_()
-        target = torch.randint(shape[1], (shape[0], *shape[2:]), device=options.device, generator=generator)
-        self.target = target
+        super().__init__(options, shape, dtype)
         # The forward reads the logits and the targets, 8 bytes each; the backward reads those of the rows that count
         # again, and writes the gradient of the logits. What else a row needs is some bytes.
-        read_again = self.share_read_again()
-        self.bytes_per_run = int(logits.numel() * dtype.itemsize * (2 + read_again)) + target.numel() * 2 * 8
+        read = 2 + self.share_read_again()
+        self.bytes_per_run = int(self.logits.numel() * dtype.itemsize * read) + self.target.numel() * 2 * 8
 
     def share_read_again(self) -> float:
         """Return the share of the logits that the backward has to read."""
         return SHARE
-
-    def close(self) -> None:
-        """Forget what was compiled: each shape counts towards the recompilations that torch.compile allows."""
-        torch.compiler.reset()
 
     def check(self, provider: str) -> float:
         """Compare with PyTorch's in fp32; return the larger of the loss's error and the gradient's.
@@ -94,21 +68,8 @@ class OhemCase(Case):
         torch.testing.assert_close(grad.float(), expected_grad, rtol=rtol, atol=atol)
         return max(largest_error(loss, expected_loss), largest_error(grad, expected_grad))
 
-    def run(self, loss_function: Loss, logits: torch.Tensor | None = None) -> Run:
-        """Return a run of a loss function, on the case's logits by default. It returns (loss, gradient)."""
-        logits = self.logits if logits is None else logits
-        target = self.target
-
-        def run() -> tuple[torch.Tensor, torch.Tensor]:
-            loss = loss_function(logits, target)
-            (grad,) = torch.autograd.grad(loss, logits)
-            return loss.detach(), grad
-
-        return run
-
     providers: ClassVar = {
-        "eager": lambda case: case.run(case.torch_loss),
-        COMPILED: lambda case: case.run(torch.compile(case.torch_loss, fullgraph=True, dynamic=False)),
+        **LossCase.providers,
         "fastfeed": lambda case: case.run(case.fastfeed_loss),
     }
 

@@ -91,7 +91,7 @@ def test_kl_divergence_check(options, dtype):
         sum=of_the_gradient_alone(other(reduction="sum")),
         swapped=lambda case: case.run(lambda student, teacher: kl_divergence(teacher.float(), student.float(), 4.0)),
         gradient_of_another=of_the_gradient_alone(other(scale=1.2)),
-        no_gradient=of_the_gradient_alone(lambda case: lambda: (None, torch.zeros_like(case.student))),
+        no_gradient=of_the_gradient_alone(lambda case: lambda: (None, torch.zeros_like(case.logits))),
     )
     if options is CPU:
         assert absent == {"liger-kernel"}
