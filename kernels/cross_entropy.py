@@ -336,6 +336,8 @@ class _Layout:
 def _layout(logits: torch.Tensor) -> _Layout:
     n, classes, *sides = logits.shape
     positions = math.prod(sides)
+    if positions == 1:
+        logits = logits.contiguous()  # rows, whatever the strides were: the kernel of long ones takes no other layout
     if logits.movedim(1, -1).is_contiguous():  # rows [R, C], or channels-last images
         return _Layout(logits, 1, n * positions, (0, 1, classes))
     return _Layout(logits.contiguous(), n, positions, (classes * positions, positions, 1))

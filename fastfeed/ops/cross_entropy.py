@@ -194,6 +194,7 @@ def _check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
         return
     if torch._C._functorch.is_functorch_wrapped_tensor(target):
         return
+    target = target.long()  # PyTorch compares uint8 with a number's lowest byte: -100 would be 156
     wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
     if wrong.any():
         place = wrong.nonzero()[0].tolist()
@@ -222,6 +223,7 @@ def reference(
     compute = torch.promote_types(input.dtype, torch.float32)
     x = input.to(compute)
     weight = None if weight is None else weight.to(compute)
+    a, b = a.long(), None if b is None else b.long()  # PyTorch compares uint8 with a number's lowest byte
 
     def loss_of(y: Tensor) -> Tensor:
         if not gamma:

@@ -71,8 +71,10 @@ def ohem_cross_entropy(
         weight is not None or label_smoothing > 0
     ):  # than which the probability is another thing
         hardness = label_loss(input.detach(), target, None, ignore_index, "none", dtype=compute)
-    a, b = (target.a, target.b) if isinstance(target, MixedTarget) else (target, None)
-    valid = a != ignore_index if b is None else (a != ignore_index) | (b != ignore_index)
+    labels = (target.a, target.b) if isinstance(target, MixedTarget) else (target,)
+    # As int64: PyTorch compares uint8 with a number's lowest byte, and 156 would equal -100.
+    counts = [label.long() != ignore_index for label in labels]
+    valid = counts[0] if len(counts) == 1 else counts[0] | counts[1]
     if thresh is not None:
         count = min_kept or 0
     else:

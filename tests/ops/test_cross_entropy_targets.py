@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastfeed.functional
 import fastfeed.ops.cross_entropy as op
 from fastfeed import MixedTarget
 from tests.ops.labels import DEVICE, check, cross_entropy, draw, gradients, make, target_of_truth
@@ -71,6 +72,36 @@ def test_two_labels_are_the_dense_target(path, shape, classes, kind):
         loss.sum().backward()
         expected.sum().backward()
         torch.testing.assert_close(x.grad.double(), y.grad, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("classes", [7, 200])  # of both pairs of kernels
+def test_two_labels_of_logits_that_do_not_lie_together(path, classes):
+    logits, a, _ = draw((4,), classes)
+    a = a.clamp(min=0)
+    lam = torch.rand(4, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    target = MixedTarget(a, a.roll(1), lam)
+    wider = torch.cat((logits, logits), 1)[:, :classes]  # as from a head padded to a round number of classes
+    for view in (wider, logits.t().contiguous().t(), wider[:, :, None]):
+        given_target = MixedTarget(a[:, None], a.roll(1)[:, None], lam) if view.dim() == 3 else target
+        loss, dx = gradients(cross_entropy, view, given_target, torch.tensor(1.0, device=DEVICE))
+        expected, expected_dx = gradients(cross_entropy, logits, target, torch.tensor(1.0, device=DEVICE))
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(dx.view_as(expected_dx), expected_dx)
+
+
+@pytest.mark.parametrize("classes", [200, 256, 1000])
+def test_labels_of_one_byte(path, classes):
+    """156 is not ignore_index -100, whose lowest byte it is; nor is 240 above 1000 classes, whose is 232."""
+    logits, _, _ = draw((3,), classes)
+    target = torch.tensor([3, 156, 199 if classes == 200 else 240], device=DEVICE)
+    for function in (cross_entropy, fastfeed.functional.focal_cross_entropy, fastfeed.functional.ohem_cross_entropy):
+        torch.testing.assert_close(function(logits, target.byte()), function(logits, target), rtol=0, atol=0)
+    target[0] = 255
+    check(logits, target.byte(), ignore_index=255)
+    lam = torch.tensor(0.3, device=DEVICE)
+    mixed = [MixedTarget(labels, labels.roll(1), lam) for labels in (target, target.byte())]
+    losses = [cross_entropy(logits, two, ignore_index=255) for two in mixed]
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
 
 
 def test_two_labels_of_a_loader_that_mixes_nothing_are_one(path):
