@@ -16,7 +16,8 @@ def _label(target, at, here, part, weight, x_at, class_stride, ignore_index, C, 
     share = tl.where(y == ignore_index, 0.0, tl.where(is_class, part, float("nan")))
     w = 1.0
     if WEIGHTED:
-        w = tl.load(weight + y, mask=is_class & here, other=0.0).to(tl.float32)
+        # An ignored class may weigh inf, as the inverse of its frequency: 0 * inf would be NaN.
+        w = tl.load(weight + y, mask=is_class & here & (y != ignore_index), other=0.0).to(tl.float32)
     x = tl.load(x_at + y * class_stride, mask=is_class & here, other=float("nan")).to(tl.float32)
     return y, share, w, x
 

@@ -6,6 +6,7 @@ share an op, whose kernels stand in ``kernels/cross_entropy.py``; those for prob
 reference here: the CPU, float64, forward-mode differentiation and ``torch.func``, and what PyTorch refuses.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -229,19 +230,25 @@ def reference(
         if not gamma:
             return F.cross_entropy(x, y, weight, ignore_index=ignore_index, reduction="none", label_smoothing=smoothing)
         nll = F.cross_entropy(x, y, ignore_index=ignore_index, reduction="none")
-        rest = -torch.expm1(-nll)  # 1 - p
+        # 1 - p; a constant where p is 0, whose derivative times an infinite loss would be NaN
+        rest = torch.where(nll == math.inf, 1, -torch.expm1(-nll))
         focal = torch.where(rest > 0, rest, 1) ** gamma * torch.where(rest > 0, nll, 0)
         return focal if weight is None else focal * weight_of(y)
 
     def weight_of(y: Tensor) -> Tensor:
-        return (y != ignore_index).to(compute) * (1 if weight is None else weight[y.masked_fill(y == ignore_index, 0)])
+        ignored = y == ignore_index
+        each = torch.ones_like(y, dtype=compute) if weight is None else weight[y.masked_fill(ignored, 0)]
+        return each.masked_fill(ignored, 0)  # not times 0: a weight of inf, the inverse of a frequency, would be NaN
+
+    def part_of(share: Tensor, loss: Tensor) -> Tensor:
+        # A label that counts for nothing has no part in the loss, be its own infinite; if finite, lam has a gradient.
+        return torch.where((share == 0) & ~loss.isfinite(), 0, share * loss)
 
     if b is None or lam is None:
         loss, count = loss_of(a), weight_of(a)
     else:
         lam = lam.to(compute).reshape(-1, *[1] * (a.dim() - 1))
-        # A label that counts for nothing has no part in the loss, be its own infinite.
-        loss = torch.where(lam == 0, 0, lam * loss_of(a)) + torch.where(lam == 1, 0, (1 - lam) * loss_of(b))
+        loss = part_of(lam, loss_of(a)) + part_of(1 - lam, loss_of(b))
         count = lam * (a != ignore_index) + (1 - lam) * (b != ignore_index)  # as for probabilities, without weights
     if reduction == "mean":
         loss = loss.sum() / count.sum()

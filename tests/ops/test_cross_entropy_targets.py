@@ -48,6 +48,17 @@ def test_class_weights(path, classes, dtype, smoothing, reduction):
     check(logits, target, weight=weight, label_smoothing=smoothing, reduction=reduction)
 
 
+@pytest.mark.parametrize("classes", [7, 300])  # of both pairs of kernels
+@pytest.mark.parametrize("ignore_index", [2, -100])
+def test_the_infinite_weight_of_a_class_that_never_counts(path, ignore_index, classes):
+    """The inverse of a frequency of 0, of the ignored class, or of the first while there are ignored rows."""
+    logits, _, weight = draw((4,), classes)
+    target = torch.tensor([1, ignore_index, 3, ignore_index], device=DEVICE)
+    weight[2 if ignore_index == 2 else 0] = float("inf")
+    for reduction in ("mean", "sum", "none"):
+        check(logits, target, weight=weight, ignore_index=ignore_index, reduction=reduction)
+
+
 def test_weights_of_any_strides(path):
     logits, target, _ = draw((9,), 7)
     weight = (torch.rand(14, generator=torch.Generator().manual_seed(0)).to(DEVICE) + 0.5)[::2]
@@ -180,7 +191,7 @@ def test_function_transforms_of_two_labels():
 def test_lam_that_needs_a_gradient_has_one():
     logits, a, _ = draw((5,), 7)
     a = a.clamp(min=0)
-    lam = torch.rand(5, device=DEVICE, requires_grad=True)
+    lam = torch.tensor([0.0, 1.0, 0.3, 0.5, 0.9], device=DEVICE, requires_grad=True)
     cross_entropy(logits, MixedTarget(a, a.roll(1), lam)).backward()
     nll = F.cross_entropy(logits, a, reduction="none") - F.cross_entropy(logits, a.roll(1), reduction="none")
     torch.testing.assert_close(lam.grad, nll / 5)

@@ -102,6 +102,23 @@ def test_certain_and_impossible_rows(path, classes, gamma):
     torch.testing.assert_close(x.grad[2].double(), y.grad[0], rtol=rtol, atol=1e-16)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+@pytest.mark.parametrize("classes", [3, 200])
+def test_a_class_that_is_ruled_out(path, classes, gamma):
+    """A logit of -inf gives an infinite loss, and the gradient of cross-entropy, whose factor has gone to 1."""
+    logits, target, _ = draw((4,), classes)
+    logits[0, target[0]] = -float("inf")
+    grads = []
+    for function, options in ((focal_cross_entropy, {"gamma": gamma}), (F.cross_entropy, {})):
+        x = logits.clone().requires_grad_()
+        loss = function(x, target, reduction="none", **options)
+        loss.sum().backward()
+        assert loss[0] == float("inf")
+        assert x.grad.isfinite().all()
+        grads.append(x.grad[0])
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("gamma", [1.5, 2.0])
 def test_gradcheck_of_the_reference(gamma):
     logits, target, weight = draw((3, 2), 4, torch.float64)
