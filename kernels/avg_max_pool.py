@@ -75,8 +75,8 @@ def avg_max_pool_long_kernel(
     y,  # [N, 2 C], written: averages, maxima
     argmax,  # [rows] int32, written
     rows,
+    S,
     C: tl.constexpr,
-    S: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -161,8 +161,8 @@ def avg_max_pool_long_backward_kernel(
     argmax,  # [rows] int32
     grad_x,  # [rows, S], contiguous, written
     rows,
+    S,
     C: tl.constexpr,
-    S: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):

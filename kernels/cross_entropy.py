@@ -477,4 +477,7 @@ def _shape_of_tiles(layout: _Layout) -> tuple[int, int]:
     classes = triton.next_power_of_2(layout.logits.shape[1])
     if layout.strides[1] == 1:  # short rows
         return classes, max(1024 // classes, 1)  # a thread has something of many rows, and holds much for each
-    return min(classes, 8), min(triton.next_power_of_2(layout.positions), 512)
+    block_c = min(classes, 8)
+    while (block_c - 1) * layout.strides[1] >= 2**31:  # offsets within a tile have 32 bits
+        block_c //= 2
+    return block_c, min(triton.next_power_of_2(layout.positions), 512)

@@ -42,7 +42,7 @@ class Kernels(NamedTuple):
     All take the arguments of `launch`, and then
 
     - short: rows, rows * S, and C, S, COLUMNS, ROWS, BLOCK: BLOCK elements hold ROWS rows, reduced as [COLUMNS, ROWS];
-    - long: rows, and C, S, ROWS, BLOCK: [ROWS, BLOCK] elements at a time;
+    - long: rows, S, and C, ROWS, BLOCK: [ROWS, BLOCK] elements at a time; images of another size compile nothing anew;
     - channels_last: S, and C, DEPTH, LANES, CHANNELS: [DEPTH * LANES, CHANNELS] elements at a time.
     """
 
@@ -89,5 +89,5 @@ def launch(kernels: Kernels, x: torch.Tensor, *arguments: Any, **constants: Any)
             block = min(triton.next_power_of_2(length), LONG_BLOCK)
             count = LONG_TILE // block
             kernels.long[(triton.cdiv(rows, count),)](
-                *arguments, rows, **constants, S=length, ROWS=count, BLOCK=block, num_warps=NUM_WARPS
+                *arguments, rows, length, **constants, ROWS=count, BLOCK=block, num_warps=NUM_WARPS
             )

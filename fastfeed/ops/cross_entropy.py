@@ -57,9 +57,9 @@ def cross_entropy(
 
     PyTorch's deprecated `size_average` and `reduce` are left out, here and in the order of arguments.
 
-    Differences of the kernels from PyTorch, all deliberate: the logits of an ignored row get gradient 0 even where they
-    are NaN or inf; a target that is no class gives a NaN loss, not a device-side assertion that ends the process; and
-    a sum of float16 losses is rounded once, at its end.
+    Differences of the kernels from PyTorch, all deliberate: the logits of an ignored row, or of one whose loss has
+    gradient 0, get gradient 0 even where they are NaN or inf; a target that is no class gives a NaN loss, not a
+    device-side assertion that ends the process; and a sum of float16 losses is rounded once, at its end.
     """
     if isinstance(target, MixedTarget):
         return label_loss(input, target, weight, ignore_index, reduction, label_smoothing)
@@ -132,7 +132,7 @@ def _goes_to_kernel(
     smoothing: float,
 ) -> bool:
     """Whether the kernels take a call. What is wrong with others shows elsewhere: in PyTorch's function, say."""
-    if not kernel_takes(input, weight, lam) or input.dim() < 2 or input.shape[1] == 0:
+    if not kernel_takes(input, a, b, weight, lam) or input.dim() < 2 or input.shape[1] == 0:
         return False
     if reduction not in REDUCTIONS or not 0 <= smoothing <= 1:
         return False

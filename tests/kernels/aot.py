@@ -139,7 +139,7 @@ REDUCTION = {"LAST": True, "CHUNK": "CHUNK", "BLOCK": 1024}
 
 # The pools of 2048 channels: 7 x 7 elements, and 32 x 32, side by side; and channels-last, of any number.
 SHORT = {"C": 2048, "S": 49, "COLUMNS": 64, "ROWS": 128, "BLOCK": 8192}
-LONG = {"C": 2048, "S": 1024, "ROWS": 4, "BLOCK": 1024}
+LONG = {"C": 2048, "ROWS": 4, "BLOCK": 1024}
 CHANNELS_LAST = {"C": 2048, "DEPTH": 4, "LANES": 16, "CHANNELS": 64}
 ROWS = "i32:16"
 GEM = "*bf16:16 *fp32:16 *bf16:16 *fp32:16 fp32 fp32"
@@ -181,10 +181,16 @@ CASES = [
     ),
     # 64 elements a thread, or 32 of twice as many threads; in long rows and channels-last 32
     Case("gem_pool", "gem_pool_short_kernel", f"{GEM} {ROWS} {ROWS}", SHORT | ONE_P, loads_128bit=8),
-    Case("gem_pool", "gem_pool_long_kernel", f"{GEM_NUMBER} {ROWS}", LONG | NUMBER, loads_128bit=4),
+    Case("gem_pool", "gem_pool_long_kernel", f"{GEM_NUMBER} {ROWS} {ROWS}", LONG | NUMBER, loads_128bit=4),
     Case("gem_pool", "gem_pool_channels_last_kernel", f"{GEM} i32", CHANNELS_LAST | ONE_P, loads_128bit=4),
     Case("gem_pool", "gem_pool_short_backward_kernel", f"{GEM_BACKWARD} {ROWS} {ROWS}", SHORT | P_PER_CHANNEL, 8, 4),
-    Case("gem_pool", "gem_pool_long_backward_kernel", f"{GEM_BACKWARD} {ROWS}", LONG | P_PER_CHANNEL, loads_128bit=4),
+    Case(
+        "gem_pool",
+        "gem_pool_long_backward_kernel",
+        f"{GEM_BACKWARD} {ROWS} {ROWS}",
+        LONG | P_PER_CHANNEL,
+        loads_128bit=4,
+    ),
     Case("gem_pool", "gem_pool_channels_last_backward_kernel", f"{GEM_BACKWARD} i32", CHANNELS_LAST | ONE_P, 4, 4),
     Case(
         "gem_pool",
@@ -197,10 +203,10 @@ CASES = [
     Case("gem_pool", "gem_pool_channels_last_kernel", in_fp32(f"{GEM} i32"), CHANNELS_LAST | P_PER_CHANNEL, 4, 8),
     Case("gem_pool", "gem_pool_short_kernel", in_fp32(f"{GEM} {ROWS} {ROWS}"), SHORT | ONE_P, loads_128bit=16),
     Case("avg_max_pool", "avg_max_pool_short_kernel", f"{AVG_MAX} {ROWS} {ROWS}", SHORT, loads_128bit=8),
-    Case("avg_max_pool", "avg_max_pool_long_kernel", f"{AVG_MAX} {ROWS}", LONG, loads_128bit=4),
+    Case("avg_max_pool", "avg_max_pool_long_kernel", f"{AVG_MAX} {ROWS} {ROWS}", LONG, loads_128bit=4),
     Case("avg_max_pool", "avg_max_pool_channels_last_kernel", f"{AVG_MAX} i32", CHANNELS_LAST, loads_128bit=4),
     Case("avg_max_pool", "avg_max_pool_short_backward_kernel", f"{AVG_MAX_BACKWARD} {ROWS} {ROWS}", SHORT, 8),
-    Case("avg_max_pool", "avg_max_pool_long_backward_kernel", f"{AVG_MAX_BACKWARD} {ROWS}", LONG),
+    Case("avg_max_pool", "avg_max_pool_long_backward_kernel", f"{AVG_MAX_BACKWARD} {ROWS} {ROWS}", LONG),
     Case("avg_max_pool", "avg_max_pool_channels_last_backward_kernel", f"{AVG_MAX_BACKWARD} i32", CHANNELS_LAST),
 ]
 

@@ -407,6 +407,9 @@ def test_forward_mode_and_function_transforms_are_pytorchs_own():
         lambda f: torch.func.vmap(f)(torch.stack([logits, tangent])),
     ):
         torch.testing.assert_close(transform(ours), transform(theirs))
+    targets = torch.stack([target, target.flip(0)])
+    over_targets = torch.func.vmap(lambda t: cross_entropy(logits, t))(targets)
+    torch.testing.assert_close(over_targets, torch.stack([F.cross_entropy(logits, t) for t in targets]))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(logits, tangent)
         results = [torch.autograd.forward_ad.unpack_dual(f(dual)).tangent for f in (ours, theirs)]
