@@ -267,7 +267,7 @@ def test_autocast_gives_a_float32_loss_and_no_float32_logits(path):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_opcheck(reduction):
-    for dtype, classes, mixed in itertools.product([torch.float32, torch.float16], [5, 200], [False, True]):
+    for dtype, classes, mixed in itertools.product([torch.float16], [5, 200], [False, True]):
         logits, target = make(6, classes, dtype)
         logits.requires_grad_()
         other = (target.roll(1), torch.rand(6, device=DEVICE)) if mixed else (None, None)

@@ -66,7 +66,7 @@ def test_weights_of_any_strides(path):
 
 
 @pytest.mark.parametrize("kind", ["one lam", "a lam for each", "lam of one element"])
-@pytest.mark.parametrize(("shape", "classes"), [((9,), 7), ((6,), 1001), ((3, 4, 5), 11), ((2, 3), 300), ((0,), 5)])
+@pytest.mark.parametrize(("shape", "classes"), [((9,), 7), ((6,), 1001), ((3, 4, 5), 11), ((2, 2), 140), ((0,), 5)])
 def test_two_labels_are_the_dense_target(path, shape, classes, kind):
     logits, a, weight = draw(shape, classes)
     b = draw(shape, classes, seed=1)[1]

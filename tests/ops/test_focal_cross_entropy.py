@@ -39,8 +39,8 @@ def formula(logits, target, weight, gamma, reduction):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1, 2.0, 5.0])
-@pytest.mark.parametrize(("shape", "classes"), [((9,), 7), ((4,), 1001), ((2, 3, 4), 5)])
+@pytest.mark.parametrize("gamma", [0.5, 1, 2.0, 5.0])
+@pytest.mark.parametrize(("shape", "classes"), [((9,), 7), ((3,), 300), ((2, 3, 4), 5)])
 def test_the_formula(path, shape, classes, gamma, reduction):
     logits, target, weight = draw(shape, classes)
     for w in (None, weight):
