@@ -232,7 +232,8 @@ def reference(
         nll = F.cross_entropy(x, y, ignore_index=ignore_index, reduction="none")
         # 1 - p; a constant where p is 0, whose derivative times an infinite loss would be NaN
         rest = torch.where(nll == math.inf, 1, -torch.expm1(-nll))
-        focal = torch.where(rest > 0, rest, 1) ** gamma * torch.where(rest > 0, nll, 0)
+        certain = rest <= 0  # where p is 1: not "unless above 0", which would hide NaN
+        focal = torch.where(certain, 1, rest) ** gamma * torch.where(certain, 0, nll)
         return focal if weight is None else focal * weight_of(y)
 
     def weight_of(y: Tensor) -> Tensor:

@@ -78,6 +78,16 @@ def test_without_gamma_it_is_cross_entropy(path):
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("classes", [3, 200])
+def test_a_loss_that_is_nan_is_not_hidden(path, classes, gamma):
+    logits = torch.zeros(4, classes, device=DEVICE)
+    logits[1, 2] = float("nan")
+    logits[2] = -float("inf")
+    loss = focal_cross_entropy(logits, torch.zeros(4, dtype=torch.int64, device=DEVICE), gamma=gamma, reduction="none")
+    assert loss.isnan().tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("classes", [3, 200])
 def test_certain_and_impossible_rows(path, classes, gamma):
     """Where p is 1, or 0, the loss and the gradient are their limits."""
     logits = torch.zeros(3, classes, device=DEVICE)
