@@ -173,18 +173,13 @@ def test_errors_are_pytorchs(change):
     ({"weight": torch.ones(4)}, RuntimeError, r"weight is \[4\]; expected \[5\]"),
     ({"input": torch.zeros(5)}, ValueError, r"input is \[5\]; expected \[N, C\]"),
 ])  # fmt: skip
-@pytest.mark.skipif(DEVICE == "cuda", reason="the table's tensors are on the CPU")
 def test_errors_of_two_labels(change, error, message):
+    """On the CPU, on a machine with a GPU too."""
     labels = torch.zeros(4, dtype=torch.int64)
-    target = {
-        "a": labels,
-        "b": labels,
-        "lam": torch.ones(4),
-        **{k: change.pop(k) for k in ("a", "b", "lam") if k in change},
-    }
-    arguments = {"input": torch.zeros(4, 5), "target": MixedTarget(**target), **change}
+    parts = {"a": labels, "b": labels, "lam": torch.ones(4), "input": torch.zeros(4, 5), **change}
+    target = MixedTarget(parts.pop("a"), parts.pop("b"), parts.pop("lam"))
     with pytest.raises(error, match=message):
-        cross_entropy(**arguments)
+        cross_entropy(target=target, **parts)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU this would need a synchronisation; the loss is NaN instead")
