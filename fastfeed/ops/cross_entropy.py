@@ -261,21 +261,10 @@ def reference(
 # --- Registration -------------------------------------------------------------------------------------------
 
 
-def _forward(
-    input: Tensor,
-    target: Tensor,
-    other: Tensor | None,
-    lam: Tensor | None,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    smoothing: float,
-    gamma: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     from fastfeed.kernels.cross_entropy import forward
 
-    return forward(input, target, other, lam, weight, ignore_index, reduction, smoothing, gamma, dtype)
+    return forward(*arguments)
 
 
 def _forward_fake(
@@ -294,23 +283,10 @@ def _forward_fake(
     return loss, input.new_empty(3 * target.numel() + 2, dtype=torch.float32)
 
 
-def _backward(
-    grad_loss: Tensor,
-    input: Tensor,
-    target: Tensor,
-    other: Tensor | None,
-    lam: Tensor | None,
-    weight: Tensor | None,
-    state: Tensor,
-    ignore_index: int,
-    reduction: str,
-    smoothing: float,
-    gamma: float,
-) -> Tensor:
+def _backward(*arguments: Any) -> Tensor:
     from fastfeed.kernels.cross_entropy import backward
 
-    options = ignore_index, reduction, smoothing, gamma
-    return backward(grad_loss, input, target, other, lam, weight, state, *options)
+    return backward(*arguments)
 
 
 def _backward_fake(grad_loss: Tensor, input: Tensor, *others: Any) -> Tensor:

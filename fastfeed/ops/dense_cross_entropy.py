@@ -89,12 +89,10 @@ def reference(
 # --- Registration -------------------------------------------------------------------------------------------
 
 
-def _forward(
-    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, smoothing: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     from fastfeed.kernels.dense_cross_entropy import forward
 
-    return forward(input, target, weight, reduction, smoothing, dtype)
+    return forward(*arguments)
 
 
 def _forward_fake(
@@ -105,19 +103,10 @@ def _forward_fake(
     return loss, input.new_empty(3, positions.numel(), dtype=torch.float32)
 
 
-def _backward(
-    grad_loss: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    state: Tensor,
-    reduction: str,
-    smoothing: float,
-    target_grad: bool,
-) -> tuple[Tensor, Tensor]:
+def _backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     from fastfeed.kernels.dense_cross_entropy import backward
 
-    return backward(grad_loss, input, target, weight, state, reduction, smoothing, target_grad)
+    return backward(*arguments)
 
 
 def _backward_fake(
