@@ -1,5 +1,10 @@
-"""Optimizers that step all tensors of a parameter group in one kernel launch."""
+"""Optimizers that step all tensors in one or two kernel launches."""
 
-from fastfeed.optim.adamw import AdamW
+from fastfeed.optim.adam import Adam, AdamW
+from fastfeed.optim.lamb import LAMB
+from fastfeed.optim.lars import LARS
+from fastfeed.optim.lion import Lion
+from fastfeed.optim.optimizer import MultiTensorOptimizer, StepOptions
+from fastfeed.optim.sgd import SGD
 
-__all__ = ["AdamW"]
+__all__ = ["LAMB", "LARS", "SGD", "Adam", "AdamW", "Lion", "MultiTensorOptimizer", "StepOptions"]

@@ -26,7 +26,7 @@ class Case:
     module: str  # in fastfeed.kernels
     kernel: str
     arguments: str  # types of what is not constexpr, in order; ":16" for a multiple of 16, as aligned pointers are
-    constexprs: dict[str, Any]  # a string names a constant of the module
+    constexprs: dict[str, Any]  # a string in capitals names a constant of the module
     num_warps: int | str = 4
     loads_128bit: int = 0  # at least so many in the PTX
 
@@ -40,8 +40,52 @@ def in_fp32(arguments: str) -> str:
     return arguments.replace("bf16", "fp32")
 
 
-ADAMW = ("multi_tensor", "adamw_kernel", "*i64:16 i32" + " fp32" * 9)
-ADAMW_SIZES = {"CHUNK": "CHUNK", "BLOCK": "BLOCK"}
+def optimizers() -> list[Case]:
+    """Each rule, in fp32 and in the mixed precision that takes the most registers, and several layouts at once."""
+    fp32 = "fp32 fp32 fp32 fp32 - - -"  # param, grad, three states, master, ema
+    everything = "fp32 fp32 fp32 fp32 fp32 - fp32"  # amsgrad, averaged weights
+    master = "bf16 bf16 fp32 fp32 - fp32 fp32"
+    stochastic = "bf16 bf16 bf16 bf16 - - -"
+    momentum = "fp32 fp32 fp32 - - - -"
+    pointers = "*i64:16 *i32:16 *i64:16 *fp32:16 *i64:16 *i32:16"
+    optional = {"grad_scale": None, "found_inf": None, "total": None}
+    cases = []
+    for rule, layouts, everywhere, rounds, loads in (
+        ("adam", fp32, False, False, 8),
+        ("adam", everything, True, False, 12),
+        ("adam", master, True, False, 9),
+        ("adam", stochastic, False, True, 4),
+        ("adam", f"{master};{fp32}", True, False, 17),
+        ("sgd", "fp32 fp32 - - - - -", False, False, 4),
+        ("sgd", momentum, True, False, 6),
+        ("lion", momentum, True, False, 6),
+        ("lamb", fp32, True, False, 6),
+        ("lamb", stochastic, True, True, 3),
+        ("lars", momentum, True, False, 6),
+    ):
+        sizes = {"CHUNK": "CHUNK", "BLOCK": "BLOCK"}
+        options = {"RULE": rule, "LAYOUTS": layouts, "STOCHASTIC": rounds, **sizes, **({} if everywhere else optional)}
+        scaling = " *fp32:16 *fp32:16 *fp32:16" if everywhere else ""
+        two_passes = rule in ("lamb", "lars")
+        sums = " *fp32:16" if two_passes else ""
+        absent = {} if two_passes else {"sums": None}
+        cases.append(
+            Case("multi_tensor", "step_kernel", f"{pointers}{sums}{scaling} fp32 i32 i32", options | absent,
+                 "NUM_WARPS", loads)
+        )  # fmt: skip
+        if two_passes:
+            least = {"lamb": 4 if rounds else 8, "lars": 4}[rule]
+            cases.append(
+                Case("multi_tensor", "trust_kernel", f"{pointers} *fp32:16 *fp32:16{scaling} fp32 i32 i32", options,
+                     "NUM_WARPS", least)
+            )  # fmt: skip
+    for layouts, loads in ((fp32, 4), (f"{master};{fp32}", 6)):
+        cases.append(
+            Case("gradient_norm", "gradient_norm_kernel",
+                 "*i64:16 *i32:16 *i64:16 *i32 *fp32:16 *fp32:16 *fp32:16 i32 i32 i32 i32",
+                 {"LAYOUTS": layouts, "CHUNK": 4096, "BLOCK": "BLOCK", "PROGRAMS": "PROGRAMS"}, "NUM_WARPS", loads)
+        )  # fmt: skip
+    return cases
 
 
 def losses() -> list[Case]:
@@ -152,8 +196,7 @@ AVG_MAX = "*bf16:16 *bf16:16 *i32:16"
 AVG_MAX_BACKWARD = "*bf16:16 *i32:16 *bf16:16"
 
 CASES = [
-    Case(*ADAMW, {"MAXIMIZE": False, **ADAMW_SIZES}, "NUM_WARPS", loads_128bit=8),
-    Case(*ADAMW, {"MAXIMIZE": True, **ADAMW_SIZES}, "NUM_WARPS", loads_128bit=8),
+    *optimizers(),
     *losses(),
     *pairs(),
     Case(
@@ -221,7 +264,7 @@ def compile_case(case: Case, architecture: int) -> dict[str, Any]:
     kernel = getattr(module, case.kernel)
 
     def resolve(value: Any) -> Any:
-        return getattr(module, value) if isinstance(value, str) else value
+        return getattr(module, value) if isinstance(value, str) and value.isupper() else value
 
     constexprs = {name: resolve(value) for name, value in case.constexprs.items()}
     names = [name for name in kernel.arg_names if name not in constexprs]

@@ -1,37 +1,39 @@
 import pytest
 
-from fastfeed.optim import adamw
+from fastfeed.optim import plan
 from tests.optim.training import DEVICE
 
 
-@pytest.fixture(params=["kernel", "torch", "reference"])
+@pytest.fixture(params=["kernel", "fused", "reference"])
 def path(request, monkeypatch):
-    """What steps fp32 parameters: the kernel (interpreted where there is no GPU), torch's fused step, or eager."""
-    if request.param == "reference":
-        monkeypatch.setattr(adamw, "_stepper", lambda *row: "reference")
-    elif request.param == "torch":
-        if DEVICE.type != "cpu":
-            pytest.skip("torch's fused step is for parameters on the CPU")
-        monkeypatch.setattr(adamw, "can_run", lambda device: False)
-    else:
+    """What steps parameters: the kernel (interpreted where there is no GPU), torch's fused step, or the reference."""
+    if request.param == "kernel":
         pytest.importorskip("triton")
-        assert adamw.can_run(DEVICE)
+        assert plan.can_run(DEVICE)
+    elif request.param == "reference":
+        monkeypatch.setattr(plan, "stepped_by", lambda *row: "reference")
+    else:
+        if DEVICE.type != "cpu":
+            pytest.skip("torch's fused step is taken on the CPU alone")
+        monkeypatch.setattr(plan, "can_run", lambda device: False)
     return request.param
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The functions of the kernel file that are called, in order."""
-    kernels = pytest.importorskip("fastfeed.kernels.multi_tensor")
+    """What is done on the device, in order."""
+    tables = pytest.importorskip("fastfeed.kernels.tensor_table")
     names = []
 
-    def recorded(function):
+    def recorded(name):
+        method = getattr(tables.TensorTable, name)
+
         def record(*args, **kwargs):
-            names.append(function.__name__)
-            return function(*args, **kwargs)
+            names.append(name)
+            return method(*args, **kwargs)
 
-        return record
+        monkeypatch.setattr(tables.TensorTable, name, record)
 
-    for function in (kernels.build_table, kernels.adamw_step):
-        monkeypatch.setattr(kernels, function.__name__, recorded(function))
+    for name in ("__init__", "norm", "trust", "step"):
+        recorded(name)
     return names

@@ -1,0 +1,442 @@
+"""What all multi-tensor optimizers share: options, states, the step in its order, and the averaged weights."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from fastfeed.optim import checkpoint
+from fastfeed.optim.eager import Scaling, step_part
+from fastfeed.optim.norm import total_square
+from fastfeed.optim.plan import Entry, Plan, addresses, make_plan
+from fastfeed.optim.reference import Columns
+from fastfeed.optim.shards import all_reduced, is_dtensor, local, local_gradient, shard_groups
+from fastfeed.optim.states import complete
+
+
+class StepOptions(TypedDict, total=False):
+    """Keyword arguments that every optimizer takes, for all of its parameter groups.
+
+    master_weights: keep fp16 and bf16 parameters a second time, in fp32, in the state ("master"), and step that copy.
+    stochastic_rounding: round bf16 parameters and states up or down at random, so that the mean is exact and small
+        updates are not lost. The random bits depend on ``seed``, the step, the parameter and the element alone.
+    seed: of stochastic rounding, not negative.
+    state_dtype: of momentum and other averages, ``torch.float32`` or ``torch.bfloat16``. By default the parameter's, or
+        its master's.
+    max_grad_norm: clip the gradients of all groups together to this norm, as
+        :func:`torch.nn.utils.clip_grad_norm_` does, but without changing ``.grad``.
+    process_group: over which squares of gradients are added up, for parameters that are divided among its ranks.
+        DTensors need none.
+    ema_decay: keep an exponential moving average of the weights in fp32, in the state ("ema"): in each step
+        ``ema = ema_decay * ema + (1 - ema_decay) * weights``, beginning with the weights before the first.
+    """
+
+    master_weights: bool
+    stochastic_rounding: bool
+    seed: int
+    state_dtype: torch.dtype | None
+    max_grad_norm: float | None
+    process_group: Any
+    ema_decay: float | None
+
+
+_OPTIONS: dict[str, Any] = {
+    "master_weights": False,
+    "stochastic_rounding": False,
+    "seed": 0,
+    "state_dtype": None,
+    "max_grad_norm": None,
+    "process_group": None,
+    "ema_decay": None,
+}
+
+
+class MultiTensorOptimizer(Optimizer):
+    """Steps the parameters of all groups together: in one launch on a GPU, with torch's own fused step on the CPU.
+
+    The base of the optimizers here; :class:`StepOptions` says what all of them take. Each of them adds what is its own:
+    its scalars for the kernel, its eager reference, and torch's fused step where that is the same mathematics.
+    """
+
+    rule: ClassVar[str]  # its name in kernels/multi_tensor.py
+    two_passes: ClassVar[bool] = False  # whether the norms of whole tensors stand between two parts of the rule
+    state_names: ClassVar[tuple[str, ...]]  # besides "step"; all that it may have, in their order
+    # torch.amp.GradScaler then leaves unscaling and skipping to `step`: it sets `grad_scale` and `found_inf`.
+    _step_supports_amp_scaling = True
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], options: StepOptions) -> None:
+        unknown = options.keys() - _OPTIONS.keys()
+        if unknown:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {min(unknown)!r}")
+        values = {**_OPTIONS, **options}
+        _check_options(**values)
+        self.master_weights: bool = values["master_weights"]
+        self.stochastic_rounding: bool = values["stochastic_rounding"]
+        self.seed: int = values["seed"]
+        self.state_dtype: torch.dtype | None = values["state_dtype"]
+        self.max_grad_norm: float | None = values["max_grad_norm"]
+        self.process_group: Any = values["process_group"]
+        self.ema_decay: float | None = values["ema_decay"]
+        self._forget()
+        self._check_flags(defaults)
+        self._check(defaults)
+        super().__init__(params, defaults)
+
+    def _forget(self) -> None:
+        """Forget what can be found again."""
+        self._plan: Plan | None = None
+        self._signature: Any = None
+        self._kinds: list[Any] = []
+        self._total: Tensor | None = None
+        self._norm_buffers: dict[int, Tensor] = {}
+        self._swapped: list[Tensor] | None = None
+        self._captured: list[Any] = []  # tables that CUDA graphs read at every replay
+
+    # What an optimizer says of itself.
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raise what torch.optim raises for arguments out of range."""
+        raise NotImplementedError
+
+    def _states_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Name the states that the parameters of a group have: the first of `state_names`."""
+        return self.state_names
+
+    def _scalars(self, group: dict[str, Any]) -> dict[int, float]:
+        """Return a group's scalars by their column in kernels/update_rules.py; those that all have are added."""
+        raise NotImplementedError
+
+    def _update(self, columns: Columns, group: dict[str, Any]) -> None:
+        """Step eagerly, in place: the reference."""
+        raise NotImplementedError
+
+    def _fusable(self, group: dict[str, Any], dtype: torch.dtype) -> bool:
+        """Whether torch has a fused step for the CPU with the same mathematics, for parameters of a dtype."""
+        return False
+
+    def _fused_update(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[list[Tensor]],
+        steps: list[Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        """Step by torch's fused step for the CPU, and count the step."""
+        raise NotImplementedError
+
+    # torch.optim.Optimizer.
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, see :meth:`torch.optim.Optimizer.add_param_group`.
+
+        Raises:
+            ValueError: a hyperparameter is out of range, or the optimizer cannot step parameters of such a dtype.
+        """
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            problem = None
+            if p.is_complex():
+                problem = "complex parameters: pass torch.view_as_real of them"
+            elif p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+                problem = f"parameters of dtype {p.dtype}"
+            elif self.stochastic_rounding and p.dtype == torch.float16:
+                problem = "stochastic_rounding of torch.float16 parameters: it is for torch.bfloat16"
+            if problem is not None:
+                self.param_groups.pop()
+                raise ValueError(f"{type(self).__name__} does not support {problem}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds."""
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in _OPTIONS}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a copied or a loaded state, also of an older version or of torch.optim."""
+        defaults = state["defaults"] if "defaults" in state else self.defaults  # noqa: SIM401 - not there to be copied
+        for group in state["param_groups"]:
+            for name, value in defaults.items():
+                group.setdefault(name, value)
+        super().__setstate__(state)
+        self._forget()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this optimizer, or of torch.optim's of the same name.
+
+        Masters and averaged weights stay in fp32, and other states in `state_dtype`, whatever the parameters have. What
+        a checkpoint lacks, such as masters, begins with the parameters as they are at the next step. `foreach`,
+        `fused`, `capturable` and `differentiable` stay as they are.
+
+        Raises:
+            ValueError: the parameter groups do not match.
+        """
+        checkpoint.load(self, super().load_state_dict, state_dict)
+
+    # A compiled graph would not see what the kernel writes through addresses.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step all parameters that have a gradient; does not wait for a GPU.
+
+        Args:
+            closure: evaluates the model anew and returns the loss, which is then returned.
+
+        Raises:
+            RuntimeError: a gradient is sparse; averaged weights are swapped in; a CUDA graph is captured while a group
+                is not `capturable`, or with parameters that the kernel does not take; gradients of several devices are
+                to be clipped together.
+            NotImplementedError: a parameter is on the meta device.
+            ValueError: a hyperparameter in `param_groups` is out of range.
+        """
+        capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if capturing and not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError(
+                f"{type(self).__name__}.step is captured in a CUDA graph, but capturable is False in some parameter "
+                "group: pass capturable=True, and lr as a tensor on the GPU if it is to change"
+            )
+        if self._swapped is not None:
+            raise RuntimeError("the averaged weights are swapped in: call swap_ema() before step()")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        for group in self.param_groups:
+            self._check(group)  # again, since anyone may write to param_groups
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params]
+        if any(map(is_dtensor, params)):
+            grads = [None if g is None else local_gradient(p, g) for p, g in zip(params, grads, strict=True)]
+        plan = self._current_plan(params, grads)
+        if capturing and plan.parts:
+            raise RuntimeError(
+                f"parameters {plan.parts[0].indices} cannot be stepped in a CUDA graph: the kernel takes fp32, fp16 "
+                "and bf16 whose elements fill their memory without holes, in the order of their gradients'"
+            )
+        self._run(plan, grads)
+        return loss
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The norm of all gradients at the last step, unscaled, before clipping: 0-dim, on the device, not waited for.
+
+        None before the first step and without `max_grad_norm`.
+        """
+        return None if self._total is None else self._total[0].sqrt()
+
+    # Averaged weights.
+
+    @torch.no_grad()
+    def swap_ema(self) -> None:
+        """Put the averaged weights in the place of the parameters, or the parameters back.
+
+        What has had no gradient yet has no average, and stays. Buffers, such as the statistics of batch normalization,
+        are the model's: :func:`torch.optim.swa_utils.update_bn` computes them for the averaged weights.
+
+        Raises:
+            RuntimeError: the optimizer keeps no average.
+        """
+        if self.ema_decay is None:
+            raise RuntimeError(f"{type(self).__name__} keeps no averaged weights: pass ema_decay")
+        averaged = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, ())]
+        if self._swapped is None:
+            self._swapped = [p.detach().clone() for p in averaged]
+            for p in averaged:
+                p.copy_(self.state[p]["ema"])
+        else:
+            for p, kept in zip(averaged, self._swapped, strict=True):
+                p.copy_(kept)
+            self._swapped = None
+
+    @contextlib.contextmanager
+    def ema_weights(self) -> Iterator[None]:
+        """Return a context in which the parameters are the averaged weights, see `swap_ema`."""
+        self.swap_ema()
+        try:
+            yield
+        finally:
+            self.swap_ema()
+
+    # The step.
+
+    def _current_plan(self, params: list[Tensor], grads: list[Tensor | None]) -> Plan:
+        """Return the plan, made anew when a tensor has moved or has its first gradient."""
+        if self._plan is not None and self._signature == self._signature_of(params):
+            kinds = [kind if g is None else (g.dtype, g.stride()) for g, kind in zip(grads, self._kinds, strict=True)]
+            if kinds == self._kinds:
+                return self._plan
+        if self._plan is not None:
+            self._captured += [table for _, table in self._plan.tables if table.captured]
+            self._plan = None
+        entries, reductions = self._entries(params, grads)
+        self._kinds = [None if g is None else (g.dtype, g.stride()) for g in grads]
+        self._signature = self._signature_of(params)
+        self._plan = make_plan(
+            entries,
+            grads,
+            reductions,
+            len(self.param_groups),
+            lambda index, dtype: self._fusable(self.param_groups[index], dtype),
+            self.stochastic_rounding,
+        )
+        return self._plan
+
+    def _signature_of(self, params: list[Tensor]) -> Any:
+        """Describe where all tensors lie, and what else decides how they are stepped.
+
+        A tensor cannot change its device or dtype without moving: to look at these too would, in a small model, take
+        longer than the kernel.
+        """
+        tensors = list(map(local, params))
+        states = chain.from_iterable(map(dict.values, self.state.values()))
+        return (
+            addresses(tensors),
+            list(map(Tensor.numel, tensors)),
+            list(map(Tensor.stride, tensors)),
+            addresses(map(local, states)),
+            [
+                (len(group["params"]), self._states_of(group), self._fusable(group, torch.float32))
+                for group in self.param_groups
+            ],
+            (self.master_weights, self.stochastic_rounding, self.state_dtype, self.ema_decay is None),
+        )
+
+    def _entries(
+        self, params: list[Tensor], grads: list[Tensor | None]
+    ) -> tuple[dict[int, Entry], list[tuple[Any, ...]]]:
+        """Collect what belongs to each parameter that has a gradient; create states that are missing."""
+        reductions: dict[tuple[Any, ...], int] = {} if self.process_group is None else {(): 0}
+        entries = {}
+        groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
+        for i, (p, grad, group) in enumerate(zip(params, grads, groups, strict=True)):
+            # Also without a gradient: ranks must agree on what they add up.
+            reduction = reductions.setdefault(shard_groups(p), len(reductions))
+            if grad is None:
+                continue
+            _check_tensors(type(self).__name__, i, p, grad)
+            state = self.state[p]
+            names = self._states_of(self.param_groups[group])
+            complete(
+                p,
+                state,
+                names,
+                master_weights=self.master_weights,
+                state_dtype=self.state_dtype,
+                ema=self.ema_decay is not None,
+            )
+            entries[i] = Entry(
+                local(p),
+                tuple(local(state[name]) for name in names),
+                local(state["master"]) if self.master_weights and "master" in state else None,
+                local(state["ema"]) if self.ema_decay is not None else None,
+                state["step"],
+                group,
+                reduction,
+            )
+        return entries, list(reductions)
+
+    def _run(self, plan: Plan, grads: list[Tensor | None]) -> None:
+        """Unscale, clip, and update, unless `found_inf` is set."""
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for indices, table in plan.tables:
+            # An empty tensor has address 0, which would say that it has no gradient.
+            places = [0 if (g := grads[i]) is None else g.data_ptr() or 16 for i in indices]
+            table.refresh(places, *self._scalars_on(table.device))
+        clip = None
+        if self.max_grad_norm is not None:
+            self._total = total_square(plan, grads, grad_scale, self.process_group, self._norm_buffers)
+            clip = (self.max_grad_norm / (self._total[0].sqrt() + 1e-6)).clamp(max=1.0) if plan.parts else None
+        for indices, table in plan.tables:
+            options = {
+                "grad_scale": _on(grad_scale, table.device),
+                "found_inf": _on(found_inf, table.device),
+                "total": self._total if self.max_grad_norm is not None else None,
+                "max_norm": self.max_grad_norm or 0.0,
+                "stochastic": self.stochastic_rounding,
+                "seed": self.seed,
+            }
+            if self.two_passes:
+                sums = table.trust(self.rule, **options)
+                self._reduce_rows(plan, indices, sums)
+            table.step(self.rule, **options)
+        if plan.parts and (found_inf is None or found_inf.item() == 0):
+            for part in plan.parts:
+                step_part(self, part, plan, grads, Scaling(grad_scale, clip))
+
+    def _reduce_rows(self, plan: Plan, indices: list[int], sums: Tensor) -> None:
+        """Add up rows of `sums` over the ranks that hold shards of their tensors."""
+        for reduction, shards in enumerate(plan.reductions):
+            if shards:
+                rows = [row for row, i in enumerate(indices) if plan.entries[i].reduction == reduction]
+                sums[rows] = all_reduced(sums[rows], shards)
+
+    def _scalars_on(self, device: torch.device) -> tuple[list[Tensor | None], list[list[float]]]:
+        """Return learning rates that are tensors on a device, and all groups' rows of scalars."""
+        from fastfeed.kernels import update_rules  # only where there are tables: Triton may be absent
+
+        rates: list[Tensor | None] = []
+        rows = []
+        for group in self.param_groups:
+            lr = group["lr"]
+            on_device = isinstance(lr, Tensor) and lr.device.type == "cuda"
+            rates.append(lr.to(device, torch.float32) if on_device else None)
+            row = [0.0] * update_rules.SCALARS.value
+            row[update_rules.SIGN.value] = -1.0 if group["maximize"] else 1.0
+            row[update_rules.LR.value] = 0.0 if on_device else float(lr)
+            row[update_rules.EMA_WEIGHT.value] = 0.0 if self.ema_decay is None else 1 - self.ema_decay
+            for column, value in self._scalars(group).items():
+                row[column] = value
+            rows.append(row)
+        return rates, rows
+
+    def _check_flags(self, defaults: dict[str, Any]) -> None:
+        if defaults["differentiable"]:
+            raise RuntimeError(
+                f"{type(self).__name__} does not support differentiable=True: its step is not recorded by autograd. "
+                "Use the optimizer of torch.optim"
+            )
+        if defaults["foreach"] and defaults["fused"]:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def _on(t: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if t is None else t.to(device, torch.float32, non_blocking=True)
+
+
+def _check_options(
+    *,
+    master_weights: bool,
+    stochastic_rounding: bool,
+    seed: int,
+    state_dtype: torch.dtype | None,
+    max_grad_norm: float | None,
+    process_group: Any,
+    ema_decay: float | None,
+) -> None:
+    if master_weights and stochastic_rounding:
+        raise ValueError("master_weights and stochastic_rounding are two ways to keep small updates: choose one")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"Invalid seed: {seed}: expected 0 to 2**63 - 1")
+    if state_dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"Invalid state_dtype: {state_dtype}: expected torch.float32 or torch.bfloat16")
+    if max_grad_norm is not None and not max_grad_norm > 0.0:
+        raise ValueError(f"Invalid max_grad_norm: {max_grad_norm}: expected a positive number")
+    if ema_decay is not None and not 0.0 <= ema_decay <= 1.0:
+        raise ValueError(f"Invalid ema_decay: {ema_decay}: expected 0 to 1")
+
+
+def _check_tensors(optimizer: str, index: int, p: Tensor, grad: Tensor) -> None:
+    if p.device.type == "meta":
+        raise NotImplementedError(
+            f"parameter {index} is on the meta device, without data: call the model's to_empty(device=...) and "
+            f"initialise it before {optimizer} steps"
+        )
+    if grad.layout != torch.strided:
+        raise RuntimeError(
+            f"{optimizer} does not support sparse gradients, and parameter {index} has one of layout {grad.layout}: "
+            "please consider SparseAdam instead"
+        )

@@ -1,0 +1,124 @@
+"""Which parameters are stepped together, and by what: found once, and again when a tensor has moved."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastfeed.kernels import can_run
+from fastfeed.optim.layout import is_plain, same_order
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Entry(NamedTuple):
+    """A parameter with its states; DTensors by the part that this rank holds."""
+
+    param: Tensor
+    states: tuple[Tensor, ...]
+    master: Tensor | None
+    ema: Tensor | None
+    step: Tensor
+    group: int
+    reduction: int
+
+    @property
+    def arrays(self) -> list[Tensor]:
+        """All that have an element for each of the parameter's."""
+        return [t for t in (self.param, *self.states, self.master, self.ema) if t is not None]
+
+
+class Part(NamedTuple):
+    """Parameters of one group, device and dtype, by index, that PyTorch steps together."""
+
+    indices: list[int]
+    group: int
+    fused: bool  # whether torch's fused step for the CPU may step them
+    reduction: int
+
+
+class Plan(NamedTuple):
+    """What a step does. It holds no gradients, so they can be freed."""
+
+    entries: dict[int, Entry]  # by index among the optimizer's parameters
+    tables: list[tuple[list[int], Any]]  # indices, and fastfeed.kernels.tensor_table.TensorTable
+    parts: list[Part]
+    reductions: list[tuple[Any, ...]]  # the process groups over which each kind of shard is added up
+
+
+def stepped_by(entry: Entry, grad: Tensor, fusable: Callable[[int, torch.dtype], bool], stochastic: bool) -> str:
+    """What steps a parameter: "kernel", "fused" (torch's fused step for the CPU) or "reference".
+
+    Args:
+        entry: what is stepped.
+        grad: its gradient.
+        fusable: whether torch has a fused step for a group and a dtype.
+        stochastic: whether bf16 is rounded stochastically.
+    """
+    device = entry.param.device
+    arrays = [*entry.arrays, grad]
+    if not is_plain([*arrays, entry.step], device) or entry.step.dtype != torch.float32 or not same_order(arrays):
+        return "reference"
+    if can_run(device) and all(t.dtype in KERNEL_DTYPES for t in arrays):
+        return "kernel"
+    target = entry.param if entry.master is None else entry.master
+    rounds = stochastic and torch.bfloat16 in (target.dtype, *(t.dtype for t in entry.states))
+    wide = target.dtype in (torch.float32, torch.float64)
+    same_dtype = all(t.dtype == target.dtype for t in entry.states) and (wide or grad.dtype == target.dtype)
+    if device.type == "cpu" and same_dtype and not rounds and fusable(entry.group, target.dtype):
+        return "fused"
+    return "reference"
+
+
+def make_plan(
+    entries: dict[int, Entry],
+    grads: Sequence[Tensor | None],
+    reductions: list[tuple[Any, ...]],
+    num_groups: int,
+    fusable: Callable[[int, torch.dtype], bool],
+    stochastic: bool,
+) -> Plan:
+    """Sort parameters by what steps them.
+
+    Args:
+        entries: by index among the optimizer's parameters.
+        grads: of all its parameters.
+        reductions: see `Plan`.
+        num_groups: number of parameter groups.
+        fusable: whether torch has a fused step for a group and a dtype.
+        stochastic: whether bf16 is rounded stochastically.
+    """
+    kernel: dict[torch.device, list[int]] = {}
+    parts: dict[Any, list[int]] = {}
+    for index, entry in entries.items():
+        grad = grads[index]
+        if grad is None:
+            continue
+        by = stepped_by(entry, grad, fusable, stochastic)
+        if by == "kernel":
+            kernel.setdefault(entry.param.device, []).append(index)
+        else:
+            dtypes = (grad.dtype, *(t.dtype for t in entry.arrays))
+            parts.setdefault((entry.param.device, entry.group, by, dtypes, entry.reduction), []).append(index)
+    return Plan(
+        entries,
+        [(indices, _table(entries, indices, grads, num_groups)) for indices in kernel.values()],
+        [Part(indices, group, by == "fused", reduction) for (_, group, by, _, reduction), indices in parts.items()],
+        reductions,
+    )
+
+
+def _table(entries: dict[int, Entry], indices: list[int], grads: Sequence[Any], num_groups: int) -> Any:
+    from fastfeed.kernels.tensor_table import Row, TensorTable  # only after can_run said yes: Triton may be absent
+
+    rows = []
+    for i in indices:
+        e = entries[i]
+        rows.append(Row(e.param, e.states, e.master, e.ema, e.step, grads[i].dtype, e.group, i, e.reduction))
+    return TensorTable(rows, num_groups)
+
+
+def addresses(tensors: Iterable[Tensor]) -> list[int]:
+    """Where tensors lie."""
+    return list(map(torch.Tensor.data_ptr, tensors))
