@@ -64,6 +64,10 @@ class TensorTable:
         self._current: Any = None
         self._before_capture = self._host_buffer()
         self.captured: list[Tensor] = []  # buffers that the replays of CUDA graphs read
+        self._stream = self._current_stream()
+
+    def _current_stream(self) -> Any:
+        return torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
 
     def _uploaded(self, values: list[Any], dtype: torch.dtype) -> Tensor:
         host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=self.device.type == "cuda")
@@ -97,9 +101,14 @@ class TensorTable:
             host, self._before_capture = self._before_capture, self._host_buffer()
             self.captured.append(host)
             self._current = None
-        elif values == self._current:
-            return
         else:
+            stream = self._current_stream()
+            if stream != self._stream:  # the memory must not be given away while a launch on another stream reads it
+                self._stream = stream
+                for tensor in (self.rows, self.first_chunks, self.finished, self.norm_sums, self._moving):
+                    tensor.record_stream(stream)
+            if values == self._current:
+                return
             host = self._host_buffer()
             self._current = values
         for part, content in zip(self._split(host), values, strict=True):

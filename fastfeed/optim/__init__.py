@@ -5,6 +5,7 @@ from fastfeed.optim.lamb import LAMB
 from fastfeed.optim.lars import LARS
 from fastfeed.optim.lion import Lion
 from fastfeed.optim.optimizer import MultiTensorOptimizer, StepOptions
+from fastfeed.optim.scaler import GradScaler
 from fastfeed.optim.sgd import SGD
 
-__all__ = ["LAMB", "LARS", "SGD", "Adam", "AdamW", "Lion", "MultiTensorOptimizer", "StepOptions"]
+__all__ = ["LAMB", "LARS", "SGD", "Adam", "AdamW", "GradScaler", "Lion", "MultiTensorOptimizer", "StepOptions"]

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam as torch_adam
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
@@ -100,14 +99,14 @@ class Adam(MultiTensorOptimizer):
         group: dict[str, Any],
     ) -> None:
         beta1, beta2 = map(as_float, group["betas"])
-        torch_adam(
+        step = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+        step(
             params,
             grads,
             states[0],
             states[1],
             states[2] if group["amsgrad"] else [],
             steps,
-            fused=True,
             amsgrad=group["amsgrad"],
             beta1=beta1,
             beta2=beta2,
@@ -115,7 +114,6 @@ class Adam(MultiTensorOptimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=group["maximize"],
-            decoupled_weight_decay=group["decoupled_weight_decay"],
         )
 
     def _update(self, columns: Columns, group: dict[str, Any]) -> None:

@@ -34,7 +34,10 @@ def check_not_negative(group: dict[str, Any], *names: str) -> None:
 def check_betas(group: dict[str, Any]) -> None:
     """Raise ValueError where a decay rate is not in [0, 1)."""
     for index, beta in enumerate(group["betas"]):
-        if isinstance(beta, Tensor) and beta.numel() != 1:
-            raise ValueError(f"Tensor betas[{index}] must be 1-element")
+        if isinstance(beta, Tensor):
+            if beta.numel() != 1:
+                raise ValueError(f"Tensor betas[{index}] must be 1-element")
+            if beta.device.type != "cpu":  # each step would wait for it
+                raise ValueError(f"betas[{index}] as a Tensor on {beta.device} is not supported: pass a float")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}")

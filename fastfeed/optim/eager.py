@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastfeed.optim.plan import Part, Plan
+from fastfeed.optim.plan import Part, Plan, Rows
 from fastfeed.optim.reference import Columns, random_bits, shift_bits, stochastically_rounded
 from fastfeed.optim.shards import all_reduced
 from fastfeed.optim.states import wide_dtype
@@ -30,7 +30,7 @@ class Scaling(NamedTuple):
 
     def applied(self, grads: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Return the gradients in a dtype, scaled: new ones, or those given where nothing changes."""
-        grads = [g.to(dtype) for g in grads]
+        grads = in_dtype(grads, dtype)
         if self.grad_scale is not None:
             grads = list(torch._foreach_div(grads, self.grad_scale.to(dtype)))
         if self.clip is not None:
@@ -38,60 +38,52 @@ class Scaling(NamedTuple):
         return grads
 
 
+def in_dtype(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return tensors, all of one dtype, in another; the list itself where they are of that."""
+    return tensors if tensors[0].dtype == dtype else [t.to(dtype) for t in tensors]
+
+
 def step_part(
-    optimizer: "MultiTensorOptimizer",
-    part: Part,
-    plan: Plan,
-    grads: list[Tensor | None],
-    scaling: Scaling,
+    optimizer: "MultiTensorOptimizer", part: Part, plan: Plan, grads: list[Tensor | None], scaling: Scaling
 ) -> None:
     """Step the parameters of `part` that have a gradient."""
-    indices = [i for i in part.indices if grads[i] is not None]
-    if not indices:
-        return
-    rows = [plan.entries[i] for i in indices]
+    indices = part.rows.indices
     own_grads = [grad for i in indices if (grad := grads[i]) is not None]
+    if not own_grads:
+        return
+    rows = part.rows
+    if len(own_grads) < len(indices):
+        rows = Rows.of(plan.entries, [i for i in indices if grads[i] is not None])
     group = optimizer.param_groups[part.group]
-    params = [e.param for e in rows]
-    targets = params if rows[0].master is None else [e.master for e in rows if e.master is not None]
-    states = [list(column) for column in zip(*(e.states for e in rows), strict=True)]
-    steps = [e.step for e in rows]
-    scaling = scaling.on(params[0].device)
-    dtype = wide_dtype(params[0])
-    if part.fused and (targets[0].dtype == dtype or scaling == (None, None)):
-        grads_for_fused = scaling.applied(own_grads, targets[0].dtype)
-        optimizer._fused_update(targets, grads_for_fused, states, steps, group)
+    scaling = scaling.on(rows.params[0].device)
+    dtype = wide_dtype(rows.params[0])
+    if part.fused and (rows.targets[0].dtype == dtype or scaling == (None, None)):
+        scaled = scaling.applied(own_grads, rows.targets[0].dtype)
+        torch._foreach_add_(rows.steps, 1)
+        optimizer._fused_update(rows.targets, scaled, rows.states, rows.steps, group)
     else:
-        torch._foreach_add_(steps, 1)
-        grads_in_dtype = scaling.applied(own_grads, dtype)
-        shards = plan.reductions[part.reduction]
-        _step_reference(optimizer, group, indices, targets, grads_in_dtype, states, steps, shards)
-    if rows[0].master is not None:
-        torch._foreach_copy_(params, targets)
+        scaled = scaling.applied(own_grads, dtype)
+        torch._foreach_add_(rows.steps, 1)
+        _step_reference(optimizer, group, rows, scaled, plan.reductions[part.reduction])
+    if rows.targets[0] is not rows.params[0]:
+        torch._foreach_copy_(rows.params, rows.targets)
     if optimizer.ema_decay is not None:
-        emas = [e.ema for e in rows if e.ema is not None]
-        torch._foreach_lerp_(emas, [t.to(dtype) for t in targets], 1 - optimizer.ema_decay)
+        torch._foreach_lerp_(rows.emas, in_dtype(rows.targets, dtype), 1 - optimizer.ema_decay)
 
 
 def _step_reference(
-    optimizer: "MultiTensorOptimizer",
-    group: dict[str, Any],
-    indices: list[int],
-    targets: list[Tensor],
-    grads: list[Tensor],
-    states: list[list[Tensor]],
-    steps: list[Tensor],
-    shards: tuple[Any, ...],
+    optimizer: "MultiTensorOptimizer", group: dict[str, Any], rows: Rows, grads: list[Tensor], shards: tuple[Any, ...]
 ) -> None:
-    """Step in fp32, or fp64, and round once."""
+    """Step in the gradients' dtype, fp32 or fp64, and round once."""
+    targets, states, steps, indices = rows.targets, rows.states, rows.steps, rows.indices
     dtype = grads[0].dtype
     stochastic = optimizer.stochastic_rounding and torch.bfloat16 in (targets[0].dtype, *(s[0].dtype for s in states))
     bits: list[Any] = [None] * len(indices)
     if stochastic:
         seed = optimizer.seed
         bits = [random_bits(t.numel(), seed, step, i) for t, step, i in zip(targets, steps, indices, strict=True)]
-    computed = [t.to(dtype) for t in targets]
-    computed_states = [[t.to(dtype) for t in column] for column in states]
+    computed = in_dtype(targets, dtype)
+    computed_states = [in_dtype(column, dtype) for column in states]
 
     def store(values: list[Tensor], places: list[Tensor], state: int | None) -> None:
         for value, place, random in zip(values, places, bits, strict=True):

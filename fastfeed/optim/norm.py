@@ -44,11 +44,12 @@ def total_square(
         sums: list[Tensor] = []
         for indices, table in plan.tables:
             if any(plan.entries[i].reduction == reduction for i in indices):
-                buffer = buffers.setdefault(reduction, torch.empty(2, device=device))
-                table.norm(reduction, buffer, grad_scale)
-                sums.append(buffer)
+                if reduction not in buffers:
+                    buffers[reduction] = torch.empty(2, device=device)
+                table.norm(reduction, buffers[reduction], grad_scale)
+                sums.append(buffers[reduction])
         parts = [part for part in plan.parts if part.reduction == reduction]
-        eager = [grad for part in parts for i in part.indices if (grad := grads[i]) is not None]
+        eager = [grad for part in parts for i in part.rows.indices if (grad := grads[i]) is not None]
         if eager:
             sums.append(_eager_square(eager, grad_scale))
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0) if sums else torch.zeros(2, device=device)

@@ -1,7 +1,7 @@
 """What all multi-tensor optimizers share: options, states, the step in its order, and the averaged weights."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, ClassVar, TypedDict
 
@@ -14,7 +14,7 @@ from fastfeed.optim.eager import Scaling, step_part
 from fastfeed.optim.norm import total_square
 from fastfeed.optim.plan import Entry, Plan, addresses, make_plan
 from fastfeed.optim.reference import Columns
-from fastfeed.optim.shards import all_reduced, is_dtensor, local, local_gradient, shard_groups
+from fastfeed.optim.shards import all_reduced, any_dtensors, local, local_gradient, shard_groups
 from fastfeed.optim.states import complete
 
 
@@ -91,7 +91,8 @@ class MultiTensorOptimizer(Optimizer):
         self._plan: Plan | None = None
         self._signature: Any = None
         self._kinds: list[Any] = []
-        self._total: Tensor | None = None
+        self._total: Tensor | None = None  # what `total_square` returned at the last step
+        self._found: Tensor | None = None  # the same, if `find_inf` has called it for the next one
         self._norm_buffers: dict[int, Tensor] = {}
         self._swapped: list[Tensor] | None = None
         self._captured: list[Any] = []  # tables that CUDA graphs read at every replay
@@ -126,7 +127,7 @@ class MultiTensorOptimizer(Optimizer):
         steps: list[Tensor],
         group: dict[str, Any],
     ) -> None:
-        """Step by torch's fused step for the CPU, and count the step."""
+        """Step by torch's fused step for the CPU; `steps` have counted this one."""
         raise NotImplementedError
 
     # torch.optim.Optimizer.
@@ -161,6 +162,8 @@ class MultiTensorOptimizer(Optimizer):
         for group in state["param_groups"]:
             for name, value in defaults.items():
                 group.setdefault(name, value)
+            if "betas" in group:  # tensors, in a checkpoint of a capturable optimizer of torch's
+                group["betas"] = tuple(map(float, group["betas"]))
         super().__setstate__(state)
         self._forget()
 
@@ -205,20 +208,33 @@ class MultiTensorOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        for group in self.param_groups:
-            self._check(group)  # again, since anyone may write to param_groups
-        params = [p for group in self.param_groups for p in group["params"]]
-        grads = [p.grad for p in params]
-        if any(map(is_dtensor, params)):
-            grads = [None if g is None else local_gradient(p, g) for p, g in zip(params, grads, strict=True)]
-        plan = self._current_plan(params, grads)
+        plan, grads = self._prepared()
         if capturing and plan.parts:
             raise RuntimeError(
-                f"parameters {plan.parts[0].indices} cannot be stepped in a CUDA graph: the kernel takes fp32, fp16 "
-                "and bf16 whose elements fill their memory without holes, in the order of their gradients'"
+                f"parameters {plan.parts[0].rows.indices} cannot be stepped in a CUDA graph: the kernel takes fp32, "
+                "fp16 and bf16 whose elements fill their memory without holes, in the order of their gradients'"
             )
         self._run(plan, grads)
         return loss
+
+    @torch.no_grad()
+    def find_inf(self, grad_scale: Tensor) -> Tensor | None:
+        """Look for infinities and NaNs in the gradients, for :class:`fastfeed.optim.GradScaler`.
+
+        The pass over the gradients finds their norm too, and the next `step` does not take it again. So until then
+        they must stay as they are.
+
+        Args:
+            grad_scale: 0-dim fp32; what `step` will divide the gradients by.
+
+        Returns:
+            How many there are: fp32, on the device, not waited for. None where the gradients are on several devices.
+        """
+        plan, grads = self._prepared()
+        if len({grad.device for grad in grads if grad is not None}) > 1:
+            return None
+        self._found = total_square(plan, grads, grad_scale, self.process_group, self._norm_buffers)
+        return self._found[1].to(torch.float32)
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -263,6 +279,21 @@ class MultiTensorOptimizer(Optimizer):
 
     # The step.
 
+    def _prepared(self) -> tuple[Plan, list[Tensor | None]]:
+        """Return the plan and all gradients, with the tables up to date."""
+        for group in self.param_groups:
+            self._check(group)  # again, since anyone may write to param_groups
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params]
+        if any_dtensors(params):
+            grads = [None if g is None else local_gradient(p, g) for p, g in zip(params, grads, strict=True)]
+        plan = self._current_plan(params, grads)
+        for indices, table in plan.tables:
+            # An empty tensor has address 0, which would say that it has no gradient.
+            places = [0 if (g := grads[i]) is None else g.data_ptr() or 16 for i in indices]
+            table.refresh(places, *self._scalars_on(table.device))
+        return plan, grads
+
     def _current_plan(self, params: list[Tensor], grads: list[Tensor | None]) -> Plan:
         """Return the plan, made anew when a tensor has moved or has its first gradient."""
         if self._plan is not None and self._signature == self._signature_of(params):
@@ -291,13 +322,14 @@ class MultiTensorOptimizer(Optimizer):
         A tensor cannot change its device or dtype without moving: to look at these too would, in a small model, take
         longer than the kernel.
         """
-        tensors = list(map(local, params))
-        states = chain.from_iterable(map(dict.values, self.state.values()))
+        states: Iterable[Any] = chain.from_iterable(map(dict.values, self.state.values()))
+        if any_dtensors(params):
+            params, states = list(map(local, params)), map(local, states)
         return (
-            addresses(tensors),
-            list(map(Tensor.numel, tensors)),
-            list(map(Tensor.stride, tensors)),
-            addresses(map(local, states)),
+            addresses(params),
+            list(map(Tensor.numel, params)),
+            list(map(Tensor.stride, params)),
+            addresses(states),
             [
                 (len(group["params"]), self._states_of(group), self._fusable(group, torch.float32))
                 for group in self.param_groups
@@ -342,19 +374,18 @@ class MultiTensorOptimizer(Optimizer):
     def _run(self, plan: Plan, grads: list[Tensor | None]) -> None:
         """Unscale, clip, and update, unless `found_inf` is set."""
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        for indices, table in plan.tables:
-            # An empty tensor has address 0, which would say that it has no gradient.
-            places = [0 if (g := grads[i]) is None else g.data_ptr() or 16 for i in indices]
-            table.refresh(places, *self._scalars_on(table.device))
+        found, self._found = self._found, None
         clip = None
         if self.max_grad_norm is not None:
-            self._total = total_square(plan, grads, grad_scale, self.process_group, self._norm_buffers)
+            if found is None:
+                found = total_square(plan, grads, grad_scale, self.process_group, self._norm_buffers)
+            self._total = found
             clip = (self.max_grad_norm / (self._total[0].sqrt() + 1e-6)).clamp(max=1.0) if plan.parts else None
         for indices, table in plan.tables:
             options = {
                 "grad_scale": _on(grad_scale, table.device),
                 "found_inf": _on(found_inf, table.device),
-                "total": self._total if self.max_grad_norm is not None else None,
+                "total": _on(found, table.device) if self.max_grad_norm is not None else None,
                 "max_norm": self.max_grad_norm or 0.0,
                 "stochastic": self.stochastic_rounding,
                 "seed": self.seed,

@@ -29,10 +29,34 @@ class Entry(NamedTuple):
         return [t for t in (self.param, *self.states, self.master, self.ema) if t is not None]
 
 
-class Part(NamedTuple):
-    """Parameters of one group, device and dtype, by index, that PyTorch steps together."""
+class Rows(NamedTuple):
+    """Parameters that PyTorch steps together, in columns."""
 
     indices: list[int]
+    params: list[Tensor]
+    targets: list[Tensor]  # what is stepped: the masters, or else the parameters themselves
+    states: list[list[Tensor]]  # a list of each state
+    steps: list[Tensor]
+    emas: list[Tensor]  # none, or of each
+
+    @classmethod
+    def of(cls, entries: dict[int, Entry], indices: list[int]) -> "Rows":
+        """Collect the columns of some parameters that are of one kind."""
+        rows = [entries[i] for i in indices]
+        return cls(
+            indices,
+            [row.param for row in rows],
+            [row.param if row.master is None else row.master for row in rows],
+            [list(column) for column in zip(*(row.states for row in rows), strict=True)],
+            [row.step for row in rows],
+            [row.ema for row in rows if row.ema is not None],
+        )
+
+
+class Part(NamedTuple):
+    """Parameters of one group, device and kind that PyTorch steps together."""
+
+    rows: Rows
     group: int
     fused: bool  # whether torch's fused step for the CPU may step them
     reduction: int
@@ -104,7 +128,10 @@ def make_plan(
     return Plan(
         entries,
         [(indices, _table(entries, indices, grads, num_groups)) for indices in kernel.values()],
-        [Part(indices, group, by == "fused", reduction) for (_, group, by, _, reduction), indices in parts.items()],
+        [
+            Part(Rows.of(entries, indices), group, by == "fused", reduction)
+            for (_, group, by, _, reduction), indices in parts.items()
+        ],
         reductions,
     )
 

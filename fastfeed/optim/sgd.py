@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from torch.optim.sgd import sgd as torch_sgd
 from typing_extensions import Unpack
 
 from fastfeed.optim.checks import as_float, check_not_negative
@@ -99,19 +98,17 @@ class SGD(MultiTensorOptimizer):
         steps: list[Tensor],
         group: dict[str, Any],
     ) -> None:
-        torch._foreach_add_(steps, 1)
-        buffers: list[Tensor | None] = [*states[0]] if states else [None] * len(params)
-        torch_sgd(
+        torch._fused_sgd_(
             params,
             grads,
-            buffers,
-            fused=True,
+            states[0] if states else [],
             weight_decay=as_float(group["weight_decay"]),
             momentum=group["momentum"],
             lr=as_float(group["lr"]),
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
+            is_first_step=False,
         )
 
     def _update(self, columns: Columns, group: dict[str, Any]) -> None:

@@ -7,10 +7,21 @@ import torch
 from torch import Tensor
 
 
+def _dtensor() -> Any:
+    """The class, or None where nobody has imported what makes DTensors."""
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+
+
 def is_dtensor(t: Tensor) -> bool:
-    """Whether `t` is a DTensor; does not import what makes them."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(t, module.DTensor)
+    """Whether `t` is a DTensor."""
+    cls = _dtensor()
+    return cls is not None and isinstance(t, cls)
+
+
+def any_dtensors(tensors: list[Tensor]) -> bool:
+    """Whether there is a DTensor among many tensors; quick where there is none."""
+    cls = _dtensor()
+    return cls is not None and any(isinstance(t, cls) for t in tensors)
 
 
 def local(t: Any) -> Tensor:
