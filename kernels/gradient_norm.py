@@ -41,7 +41,10 @@ def _chunk_sums(
     return tl.sum(squares, axis=0), tl.sum(infinite, axis=0)
 
 
-@triton.jit(do_not_specialize=["num_tensors", "num_chunks", "per_program", "reduction"])
+@triton.jit(
+    do_not_specialize=["num_tensors", "num_chunks", "per_program", "reduction"],
+    do_not_specialize_on_alignment=["gradients", "finished", "total", "grad_scale"],
+)
 def gradient_norm_kernel(
     rows,  # [T, COLUMNS]
     first_chunks,  # [T + 1] int32

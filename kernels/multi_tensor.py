@@ -232,8 +232,13 @@ def _last_of_tensor(finished, first_chunks, tensor):
     return last
 
 
-# Numbers change with the model, and seeds with the user: specialising on them would recompile.
-@triton.jit(do_not_specialize=["num_tensors", "seed"])
+# Numbers change with the model, seeds with the user, and the alignment of these addresses by chance: specialising on
+# them would recompile.
+_ANY_VALUE = ["num_tensors", "seed"]
+_ANY_ADDRESS = ["gradients", "groups", "learning_rates", "grad_scale", "found_inf", "total"]
+
+
+@triton.jit(do_not_specialize=_ANY_VALUE, do_not_specialize_on_alignment=_ANY_ADDRESS)
 def step_kernel(
     rows,  # [T, COLUMNS]
     first_chunks,  # [T + 1] int32
@@ -364,7 +369,7 @@ def _trust_chunk(
     return tl.sum(of_param, axis=0), tl.sum(of_other, axis=0)
 
 
-@triton.jit(do_not_specialize=["num_tensors", "seed"])
+@triton.jit(do_not_specialize=_ANY_VALUE, do_not_specialize_on_alignment=_ANY_ADDRESS)
 def trust_kernel(
     rows,  # [T, COLUMNS]
     first_chunks,  # [T + 1] int32

@@ -47,7 +47,7 @@ def optimizers() -> list[Case]:
     master = "bf16 bf16 fp32 fp32 - fp32 fp32"
     stochastic = "bf16 bf16 bf16 bf16 - - -"
     momentum = "fp32 fp32 fp32 - - - -"
-    pointers = "*i64:16 *i32:16 *i64:16 *fp32:16 *i64:16 *i32:16"
+    pointers = "*i64:16 *i32:16 *i64 *fp32 *i64 *i32:16"
     optional = {"grad_scale": None, "found_inf": None, "total": None}
     cases = []
     for rule, layouts, everywhere, rounds, loads in (
@@ -65,7 +65,7 @@ def optimizers() -> list[Case]:
     ):
         sizes = {"CHUNK": "CHUNK", "BLOCK": "BLOCK"}
         options = {"RULE": rule, "LAYOUTS": layouts, "STOCHASTIC": rounds, **sizes, **({} if everywhere else optional)}
-        scaling = " *fp32:16 *fp32:16 *fp32:16" if everywhere else ""
+        scaling = " *fp32 *fp32 *fp32" if everywhere else ""
         two_passes = rule in ("lamb", "lars")
         sums = " *fp32:16" if two_passes else ""
         absent = {} if two_passes else {"sums": None}
@@ -82,7 +82,7 @@ def optimizers() -> list[Case]:
     for layouts, loads in ((fp32, 4), (f"{master};{fp32}", 6)):
         cases.append(
             Case("gradient_norm", "gradient_norm_kernel",
-                 "*i64:16 *i32:16 *i64:16 *i32 *fp32:16 *fp32:16 *fp32:16 i32 i32 i32 i32",
+                 "*i64:16 *i32:16 *i64 *i32 *fp32:16 *fp32 *fp32 i32 i32 i32 i32",
                  {"LAYOUTS": layouts, "CHUNK": 4096, "BLOCK": "BLOCK", "PROGRAMS": "PROGRAMS"}, "NUM_WARPS", loads)
         )  # fmt: skip
     return cases
