@@ -1,6 +1,5 @@
 """The demo: from JPEG files to a trained network, through every part of fastfeed, with a table of what it took."""
 
-import math
 import os
 import statistics
 import sys
@@ -21,7 +20,7 @@ from fastfeed.demo.baseline import PillowFolder
 from fastfeed.demo.draw import FORMAT, draw_dataset
 from fastfeed.demo.network import SmallResNet
 from fastfeed.functional import cross_entropy
-from fastfeed.optim import AdamW
+from fastfeed.optim import AdamW, warmup_cosine
 
 LABEL_SMOOTHING = 0.1
 SCALE = (0.35, 1.0)  # share of the image that a training crop covers
@@ -198,7 +197,7 @@ def train_model(model: nn.Module, loader: DataLoader, steps: int) -> tuple[list[
     """Train; return the loss of each step, images per second, and the share of time spent waiting for batches."""
     device = loader.device
     optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
+    schedule = warmup_cosine(optimizer, max(1, steps // 10), steps)
     losses: list[Tensor] = []
     waited, trained = 0.0, 0
     start = 0.0
@@ -226,14 +225,6 @@ def train_model(model: nn.Module, loader: DataLoader, steps: int) -> tuple[list[
                 progress.set_postfix({"loss": f"{float(losses[-1]):.3f}"}, refresh=False)
     total = time.perf_counter() - start
     return torch.stack(losses).tolist(), trained / total, waited / total
-
-
-def warmup_cosine(step: int, steps: int) -> float:
-    """Return the factor on the learning rate: linear over the first tenth of the steps, then half a cosine to 0."""
-    warmup = max(1, steps // 10)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
 @torch.inference_mode()

@@ -129,13 +129,20 @@ def test_split_as_the_folders_say(tmp_path):
         demo.split(tmp_path)
 
 
-def test_warmup_cosine():
-    factors = [demo.warmup_cosine(step, 100) for step in range(100)]
-    assert factors[:3] == pytest.approx([0.1, 0.2, 0.3])
-    assert max(factors) == 1.0 == factors[9]
-    assert factors[55] == pytest.approx(0.5)
-    assert 0 < factors[99] < 0.001
-    assert all(0 < f <= 1 for f in (demo.warmup_cosine(step, 1) for step in range(1)))
+@pytest.mark.parametrize("steps", [1, 9, 10, 40])
+def test_warms_up_over_a_tenth_of_the_steps(steps, monkeypatch):
+    lrs = []
+
+    class Recording(demo.AdamW):
+        def step(self):
+            lrs.append(self.param_groups[0]["lr"] / demo.LEARNING_RATE)
+
+    monkeypatch.setattr(demo, "AdamW", Recording)
+    demo.train_model(SmallResNet(2, width=4), SlowLoader(Clock(), 0.0), steps)
+    warmup = max(1, steps // 10)
+    expected = [(step + 1) / warmup for step in range(warmup)]
+    expected += [0.5 + 0.5 * math.cos(math.pi * step / (steps - warmup)) for step in range(steps - warmup)]
+    assert lrs == pytest.approx(expected)
 
 
 def test_comparison_repeats_small_sets_and_thins_large_ones():
