@@ -211,7 +211,7 @@ def _suggest(
     # few steep steps do not move. An average of noise alone falls, somewhere, by more than seven of these once in a
     # hundred tests.
     noise = float(np.median(np.abs(np.diff(losses)))) * math.sqrt((1 - smoothing) / (1 + smoothing))
-    if lowest < 2 or fall <= 7 * noise:
+    if lowest < 2 or fall <= max(7 * noise, torch.finfo(torch.float32).eps * np.abs(y).max()):
         return None, (
             f"the smoothed loss does not fall, between learning rates of {lrs[0]:.2g} and {lrs[-1]:.2g}, by more than "
             "losses differ from batch to batch: see whether the model learns at all, raise end if the loss did not "
