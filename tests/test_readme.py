@@ -22,6 +22,8 @@ def test_snippet_runs(snippet, tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # as a reader runs it, who waits for no interpreter
     for name in re.findall(r"^from (accelerate)", snippet, re.MULTILINE):
         pytest.importorskip(name, reason=f"needs the package {name}, which is not installed")
+    if ".plot(" in snippet:
+        pytest.importorskip("matplotlib", reason="needs the package matplotlib, which is not installed")
     if "from torchvision" in snippet:
         torchvision_or_skip("torchvision")
     write_folder(tmp_path / "imagenet" / "train", {"cat": 3, "dog": 2})

@@ -19,13 +19,13 @@ class Images:
 
     def __init__(self, count=1000):
         self.generator = torch.Generator().manual_seed(0)
-        self.patterns = nn.functional.avg_pool2d(torch.randn(4, 3, 32, 32, generator=self.generator), 5, 1, 2) * 3
+        self.patterns = nn.functional.avg_pool2d(torch.randn(4, 3, 16, 16, generator=self.generator), 5, 1, 2) * 3
         self.count = count
 
     def __iter__(self):
         for _ in range(self.count):
             target = torch.randint(4, (32,), generator=self.generator)
-            noise = torch.randn(32, 3, 32, 32, generator=self.generator)
+            noise = torch.randn(32, 3, 16, 16, generator=self.generator)
             yield self.patterns[target] + noise, target
 
 
@@ -78,7 +78,7 @@ def test_suggestion_trains_and_a_hundred_times_it_does_not():
     guessing = math.log(4)
     assert train(result.suggestion) < 0.1 * guessing
     assert train(result.suggestion / 100) > 0.5 * guessing  # so the test can tell
-    assert train(result.suggestion * 100) > 10 * guessing
+    assert train(result.suggestion * 100) > 2 * guessing
 
 
 def test_smoothed_is_the_unbiased_moving_average():

@@ -247,12 +247,11 @@ def test_a_loader_begins_where_it_was(tmp_path):
 
 
 @pytest.mark.gpu
-def test_gpu(monkeypatch):
+def test_gpu():
     model, loss_fn = Model().cuda(), Centres().cuda()
     optimizer = sgd([*model.parameters(), *loss_fn.parameters()])
-    train_on_device = [(images.cuda(), target.cuda()) for images, target in batches()]
-    for images, target in train_on_device:
-        loss_fn(model(images), target).backward()
+    for images, target in batches():
+        loss_fn(model(images.cuda()), target.cuda()).backward()
         optimizer.step()
     before, state = everything(model, optimizer, loss_fn), torch.cuda.get_rng_state()
     results = [
@@ -270,40 +269,46 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from fastfeed.optim import lr_find
 
-rank, kind = int(sys.argv[1]), sys.argv[3]
+rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
-if kind == "ddp":
-    shared = torch.nn.parallel.DistributedDataParallel(model)
-    model = torch.nn.Sequential(shared)  # as a wrapper, such as torch.compile's, holds it
-else:
-    model = fully_shard(model, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,)))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-before = [t.clone() for t in (*model.parameters(), *model.buffers())]
-steps = 0
+
+def ddp(model):
+    return torch.nn.Sequential(torch.nn.parallel.DistributedDataParallel(model))  # in a wrapper, as torch.compile's
+
+def fsdp(model):
+    return fully_shard(model, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,)))
 
 def loss_fn(output, target):
     global steps
     steps += 1
-    # Rank 1 alone diverges, at the step 15.
+    # Rank 1 alone diverges, at its step 15.
     return (output - target).square().mean() + (1e3 if rank == 1 and steps >= 15 else rank)
 
-generator = torch.Generator().manual_seed(rank)
-batches = [(torch.randn(8, 4, generator=generator), torch.randn(8, 1, generator=generator)) for _ in range(3)]
-result = lr_find(model, optimizer, batches, loss_fn, start=1e-4, end=1e-2, steps=20)
-same = [bool((a == b).all()) for a, b in zip(before, (*model.parameters(), *model.buffers()), strict=True)]
-print(json.dumps([result.losses, result.smoothed, steps, all(same), optimizer.state_dict()["state"] == {}]))
+found = {}
+for share in (ddp, fsdp):
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 1)
+    model = share(torch.nn.Sequential(*layers))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    before = [t.clone() for t in (*model.parameters(), *model.buffers())]
+    generator = torch.Generator().manual_seed(rank)
+    batches = [(torch.randn(8, 4, generator=generator), torch.randn(8, 1, generator=generator)) for _ in range(3)]
+    steps = 0
+    result = lr_find(model, optimizer, batches, loss_fn, start=1e-4, end=1e-2, steps=20)
+    after = (*model.parameters(), *model.buffers())
+    same = all(bool((a == b).all()) for a, b in zip(before, after, strict=True)) and not optimizer.state
+    found[share.__name__] = {"losses": result.losses, "smoothed": result.smoothed, "steps": steps, "same": same}
+print(json.dumps(found))
 dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_ranks_stop_together(kind, tmp_path):
+def test_ranks_stop_together(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RANK]
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store"), kind],
+            [*command, str(rank), str(tmp_path / "store")],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -318,7 +323,6 @@ def test_ranks_stop_together(kind, tmp_path):
     assert [rank.returncode for rank in ranks] == [0, 0], outputs
     first, second = (json.loads(output.decode()) for output, _ in outputs)
     assert first == second
-    losses, _, steps, same, empty = first
-    assert len(losses) == steps == 15
-    assert same
-    assert empty
+    for found in first.values():
+        assert len(found["losses"]) == found["steps"] == 15
+        assert found["same"]
