@@ -164,7 +164,12 @@ def test_groups_keep_their_ratios(tensors):
     lrs = [torch.tensor(lr) if tensors else lr for lr in (0.01, 0.1, 0.0)]
     optimizer = torch.optim.SGD([{"params": [p], "lr": lr} for p, lr in zip((a, b, c), lrs, strict=True)])
     seen = []
-    optimizer.register_step_pre_hook(lambda *_: seen.append([float(group["lr"]) for group in optimizer.param_groups]))
+
+    def look(*_):
+        seen.append([float(group["lr"]) for group in optimizer.param_groups])
+        assert not tensors or all(group["lr"] is lr for group, lr in zip(optimizer.param_groups, lrs, strict=True))
+
+    optimizer.register_step_pre_hook(look)
     result = lr_find(
         nn.Identity(), optimizer, [(1.0, 0.0)], lambda x, t: (a + b + c).sum() * x + t, start=1e-5, end=1e-3, steps=12
     )

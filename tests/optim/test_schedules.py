@@ -170,6 +170,14 @@ def test_groups_that_share_the_tensor_of_the_optimizer():
     assert advance(scheduler, 3) == [[0.25, 0.25], [0.375, 0.375], [0.5, 0.5]]
 
 
+def test_a_group_with_a_tensor_of_its_own_that_is_added_later():
+    scheduler = warmup_cosine(optimizer(0.5), 4, 8)
+    tensor = torch.tensor(0.25)
+    scheduler.optimizer.add_param_group({"params": [parameter()], "lr": tensor})
+    assert advance(scheduler, 5)[1:] == [[0.25, 0.125], [0.375, 0.1875], [0.5, 0.25], [0.5, 0.25]]
+    assert scheduler.optimizer.param_groups[1]["lr"] is tensor
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
