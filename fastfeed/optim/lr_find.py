@@ -93,8 +93,8 @@ def lr_find(
     loader of PyTorch's was given moves on. It takes the memory of one more copy of the parameters, the buffers and the
     optimizer's state.
 
-    Parameter groups keep the ratios of their learning rates, and what is raised is the largest: all train with a
-    suggestion at ``group["lr"] *= suggestion / max(group["lr"] for group in optimizer.param_groups)``.
+    Parameter groups keep the ratios of their learning rates, and the largest is the one that is raised, recorded and
+    suggested. To train with a suggestion, multiply the `lr` of every group by the suggestion over the largest `lr`.
 
     The host waits for a GPU every eighth step only, to see whether the loss diverges; the steps that were too many are
     not in the result. Under DistributedDataParallel or FSDP2 all ranks must call this: their losses are averaged, and
