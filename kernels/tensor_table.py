@@ -54,7 +54,7 @@ class TensorTable:
         self.first_chunks = self._uploaded(first_chunks, torch.int32)
         # Programs that are done: of each tensor's, and last of all the norm's.
         self.finished = torch.zeros(self.num_tensors + 1, dtype=torch.int32, device=self.device)
-        self.norm_sums = torch.empty(2 * gradient_norm.PROGRAMS, device=self.device)
+        self.norm_sums = self._empty(2 * gradient_norm.PROGRAMS)
         self.trust_sums: Tensor | None = None
         self.trust_partial_sums: Tensor | None = None
 
@@ -68,6 +68,9 @@ class TensorTable:
 
     def _current_stream(self) -> Any:
         return torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def _uploaded(self, values: list[Any], dtype: torch.dtype) -> Tensor:
         host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=self.device.type == "cuda")
@@ -147,8 +150,8 @@ class TensorTable:
     def trust(self, rule: str, **options: Any) -> Tensor:
         """Run the first pass of "lamb" or "lars", see `step`; return the sums of squares of each row, [T, 2]."""
         if self.trust_sums is None:
-            self.trust_sums = torch.zeros(self.num_tensors, 2, device=self.device)
-            self.trust_partial_sums = torch.empty(self.num_chunks, 2, device=self.device)
+            self.trust_sums = self._empty(self.num_tensors, 2).zero_()
+            self.trust_partial_sums = self._empty(self.num_chunks, 2)
         self._launch(trust_kernel, rule, [self.trust_sums, self.trust_partial_sums], **options)
         return self.trust_sums
 

@@ -45,14 +45,20 @@ def total_square(
         for indices, table in plan.tables:
             if any(plan.entries[i].reduction == reduction for i in indices):
                 if reduction not in buffers:
-                    buffers[reduction] = torch.empty(2, device=device)
+                    buffers[reduction] = torch.empty(2, dtype=torch.float32, device=device)
                 table.norm(reduction, buffers[reduction], grad_scale)
                 sums.append(buffers[reduction])
         parts = [part for part in plan.parts if part.reduction == reduction]
         eager = [grad for part in parts for i in part.rows.indices if (grad := grads[i]) is not None]
         if eager:
             sums.append(_eager_square(eager, grad_scale))
-        total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0) if sums else torch.zeros(2, device=device)
+        total = (
+            sums[0]
+            if len(sums) == 1
+            else torch.stack(sums).sum(0)
+            if sums
+            else torch.zeros(2, dtype=torch.float32, device=device)
+        )
         if not groups and process_group is not None:
             groups = (process_group,)
         totals.append(all_reduced(total, groups))

@@ -49,7 +49,7 @@ def complete(
         stepped = state.get("step", 1.0 if any(state.get(name) is not None for name in names) else 0.0)
         rest = dict(state)
         state.clear()
-        state["step"] = torch.tensor(float(stepped), dtype=torch.float32, device=p.device)  # torch.optim has it first
+        state["step"] = torch.full((), float(stepped), dtype=torch.float32, device=p.device)  # torch.optim has it first
         state.update((name, value) for name, value in rest.items() if name != "step")
     for name in names:
         if state.get(name) is None:
