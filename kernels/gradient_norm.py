@@ -15,7 +15,6 @@ from fastfeed.kernels.multi_tensor import (
     load_block,
     number_of_layouts,
     unscaled,
-    vector_of,
 )
 
 PROGRAMS = 1024  # at most; a constant, so that the order of the sum is the same on every GPU
@@ -23,12 +22,18 @@ NUM_WARPS = 4
 BLOCK = 2048
 
 
+@triton.constexpr_function
+def _vector_of(layouts, index):
+    """Elements of a 128-bit vector of gradients."""
+    return 4 if layouts.split(";")[index].split()[1] == "fp32" else 8
+
+
 @triton.jit
 def _chunk_sums(
     grad, start, count, scale,
     LAYOUTS: tl.constexpr, INDEX: tl.constexpr, SCALED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    VECTOR: tl.constexpr = vector_of(LAYOUTS, INDEX) if ALIGNED else 1
+    VECTOR: tl.constexpr = _vector_of(LAYOUTS, INDEX) if ALIGNED else 1
     count = count // VECTOR * VECTOR
     squares = tl.zeros([BLOCK], tl.float32)
     infinite = tl.zeros([BLOCK], tl.float32)
@@ -82,7 +87,7 @@ def gradient_norm_kernel(
             layout = tl.load(row + LAYOUT)
             for i in tl.static_range(number_of_layouts(LAYOUTS)):
                 if layout == i:
-                    if (grad % 16 == 0) & (count % vector_of(LAYOUTS, i) == 0):
+                    if (grad % 16 == 0) & (count % _vector_of(LAYOUTS, i) == 0):
                         more, bad = _chunk_sums(
                             grad, start, count, scale, LAYOUTS, i, grad_scale is not None, True, BLOCK
                         )

@@ -68,8 +68,19 @@ def dtype_of(layouts, index, column):
 
 @triton.constexpr_function
 def vector_of(layouts, index):
-    """Elements of the widest 128-bit vector."""
-    return 8 if "16" in layouts.split(";")[index] else 4
+    """Elements of a 128-bit vector of the widest array; of a narrower one that many are 64 bits."""
+    return 4 if "fp32" in layouts.split(";")[index] else 8
+
+
+@triton.constexpr_function
+def block_of(layouts, index, block):
+    """Elements that are in registers at a time.
+
+    With arrays of both widths one vector per thread: were it two, of a narrow array they would be loaded as one, and
+    then exchanged between threads, through shared memory, to lie as the others.
+    """
+    layout = layouts.split(";")[index]
+    return block // 2 if "fp32" in layout and "16" in layout else block
 
 
 @triton.jit
@@ -305,16 +316,17 @@ def step_kernel(
     for i in tl.static_range(number_of_layouts(LAYOUTS)):
         if layout == i:
             # 128-bit accesses need aligned addresses and whole vectors; either may fail in views of larger tensors. A
-            # scalar access costs an address and a predicate each, hence the smaller block.
+            # scalar access costs an address and a predicate each, hence the smaller block. It is smaller than any of the
+            # others: offsets that two blocks share would lie well for one of them alone.
             if (any_address % 16 == 0) & (count % vector_of(LAYOUTS, i) == 0):
                 _step_chunk(
                     row, grad, start, count, group, h, ratio, scale, factor, seed, step,
-                    RULE, LAYOUTS, i, grad_scale is not None, STOCHASTIC, True, BLOCK,
+                    RULE, LAYOUTS, i, grad_scale is not None, STOCHASTIC, True, block_of(LAYOUTS, i, BLOCK),
                 )  # fmt: skip
             else:
                 _step_chunk(
                     row, grad, start, count, group, h, ratio, scale, factor, seed, step,
-                    RULE, LAYOUTS, i, grad_scale is not None, STOCHASTIC, False, BLOCK // 2,
+                    RULE, LAYOUTS, i, grad_scale is not None, STOCHASTIC, False, BLOCK // 4,
                 )  # fmt: skip
     if not TWO_PASSES:  # noqa: SIM102
         if _last_of_tensor(finished, first_chunks, tensor):
@@ -425,12 +437,12 @@ def trust_kernel(
             if (any_address % 16 == 0) & (count % vector_of(LAYOUTS, i) == 0):
                 of_param, of_other = _trust_chunk(
                     row, grad, start, count, h, scale, factor, seed, step,
-                    RULE, LAYOUTS, i, grad_scale is not None, STOCHASTIC, True, BLOCK,
+                    RULE, LAYOUTS, i, grad_scale is not None, STOCHASTIC, True, block_of(LAYOUTS, i, BLOCK),
                 )  # fmt: skip
             else:
                 of_param, of_other = _trust_chunk(
                     row, grad, start, count, h, scale, factor, seed, step,
-                    RULE, LAYOUTS, i, grad_scale is not None, STOCHASTIC, False, BLOCK // 2,
+                    RULE, LAYOUTS, i, grad_scale is not None, STOCHASTIC, False, BLOCK // 4,
                 )  # fmt: skip
     tl.store(partial_sums + 2 * chunk, of_param)
     tl.store(partial_sums + 2 * chunk + 1, of_other)

@@ -29,6 +29,7 @@ class Case:
     constexprs: dict[str, Any]  # a string in capitals names a constant of the module
     num_warps: int | str = 4
     loads_128bit: int = 0  # at least so many in the PTX
+    shared: int = 1 << 18  # bytes, at most; the exchange of data between threads takes some
 
     def __str__(self) -> str:
         constexprs = [f"{name}={value}" for name, value in self.constexprs.items() if name != value]
@@ -53,9 +54,9 @@ def optimizers() -> list[Case]:
     for rule, layouts, everywhere, rounds, loads in (
         ("adam", fp32, False, False, 8),
         ("adam", everything, True, False, 12),
-        ("adam", master, True, False, 9),
+        ("adam", master, True, False, 4),
         ("adam", stochastic, False, True, 4),
-        ("adam", f"{master};{fp32}", True, False, 17),
+        ("adam", f"{master};{fp32}", True, False, 12),
         ("sgd", "fp32 fp32 - - - - -", False, False, 4),
         ("sgd", momentum, True, False, 6),
         ("lion", momentum, True, False, 6),
@@ -71,7 +72,7 @@ def optimizers() -> list[Case]:
         absent = {} if two_passes else {"sums": None}
         cases.append(
             Case("multi_tensor", "step_kernel", f"{pointers}{sums}{scaling} fp32 i32 i32", options | absent,
-                 "NUM_WARPS", loads)
+                 "NUM_WARPS", loads, 4096 if rounds else 16)
         )  # fmt: skip
         if two_passes:
             least = {"lamb": 4 if rounds else 8, "lars": 4}[rule]

@@ -45,6 +45,7 @@ def test_no_spills_and_wide_loads(compiled, case, architecture):
     assert "error" not in result, result["error"]
     assert result["stack"] == result["local"] == 0
     assert result["loads"].get("128", 0) >= case.loads_128bit
+    assert result["shared"] <= case.shared
 
 
 def test_no_kernel_is_forgotten():
