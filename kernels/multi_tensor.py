@@ -316,8 +316,8 @@ def step_kernel(
     for i in tl.static_range(number_of_layouts(LAYOUTS)):
         if layout == i:
             # 128-bit accesses need aligned addresses and whole vectors; either may fail in views of larger tensors. A
-            # scalar access costs an address and a predicate each, hence the smaller block. It is smaller than any of the
-            # others: offsets that two blocks share would lie well for one of them alone.
+            # scalar access costs an address and a predicate each, hence the smaller block. It is smaller than any of
+            # the others: offsets that two blocks share would lie well for one of them alone.
             if (any_address % 16 == 0) & (count % vector_of(LAYOUTS, i) == 0):
                 _step_chunk(
                     row, grad, start, count, group, h, ratio, scale, factor, seed, step,
