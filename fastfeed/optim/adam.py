@@ -1,6 +1,7 @@
 """Adam and AdamW: torch's step for the CPU, the kernel's scalars, and the eager reference."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,6 +63,8 @@ class Adam(MultiTensorOptimizer):
         decoupled_weight_decay: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:
+        if isinstance(betas, Sequence) and len({isinstance(beta, Tensor) for beta in betas}) > 1:
+            raise ValueError("betas must be either both floats or both Tensors")
         defaults = {
             "lr": lr,
             "betas": betas,

@@ -61,7 +61,7 @@ def _restored(
             # torch keeps it on the CPU unless it is fused; the kernel reads it on the device.
             state[name] = torch.as_tensor(value, dtype=torch.float32, device=p.device)
         elif name in dtypes:
-            if value is not None:
+            if value is not None:  # as older versions of torch.optim.SGD have it without momentum
                 state[name] = in_order_of(p, value, dtypes[name])
         elif name not in ("master", "ema"):
             state[name] = cast[name]

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+PLAIN = {Tensor, torch.nn.Parameter}  # subclasses need not have memory of their own
+
 
 def memory_order(t: Tensor) -> tuple[tuple[int, int], ...] | None:
     """(stride, size) of each dimension, or None if elements overlap or leave holes.
@@ -29,5 +31,5 @@ def same_order(tensors: Sequence[Tensor]) -> bool:
 
 
 def is_plain(tensors: Sequence[Tensor], device: torch.device) -> bool:
-    """Whether tensors have memory of their own on `device`, which subclasses need not have."""
-    return all(t.device == device and type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    """Whether tensors have memory of their own on `device`."""
+    return all(t.device == device and type(t) in PLAIN for t in tensors)

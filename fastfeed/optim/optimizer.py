@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fastfeed.optim import checkpoint
+from fastfeed.optim.checks import check_options, check_tensors
 from fastfeed.optim.eager import Scaling, step_part
 from fastfeed.optim.norm import total_square
 from fastfeed.optim.plan import Entry, Plan, addresses, make_plan
@@ -73,7 +74,6 @@ class MultiTensorOptimizer(Optimizer):
         if unknown:
             raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {min(unknown)!r}")
         values = {**_OPTIONS, **options}
-        _check_options(**values)
         self.master_weights: bool = values["master_weights"]
         self.stochastic_rounding: bool = values["stochastic_rounding"]
         self.seed: int = values["seed"]
@@ -81,21 +81,29 @@ class MultiTensorOptimizer(Optimizer):
         self.max_grad_norm: float | None = values["max_grad_norm"]
         self.process_group: Any = values["process_group"]
         self.ema_decay: float | None = values["ema_decay"]
+        self._captured: list[Any] = []  # what CUDA graphs read at every replay
+        self._swapped: list[tuple[Tensor, Tensor]] | None = None  # parameters, and what they were
+        self._plan: Plan | None = None
         self._forget()
-        self._check_flags(defaults)
+        check_options(self)
+        if defaults["foreach"] and defaults["fused"]:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         self._check(defaults)
         super().__init__(params, defaults)
 
     def _forget(self) -> None:
         """Forget what can be found again."""
-        self._plan: Plan | None = None
-        self._signature: Any = None
-        self._kinds: list[Any] = []
+        self._forget_plan()
         self._total: Tensor | None = None  # what `total_square` returned at the last step
         self._found: Tensor | None = None  # the same, if `find_inf` has called it for the next one
+
+    def _forget_plan(self) -> None:
+        if self._plan is not None and (captured := [table for _, table in self._plan.tables if table.captured]):
+            self._captured += [captured, self._norm_buffers]
+        self._plan = None
+        self._signature: Any = None
+        self._kinds: list[Any] = []
         self._norm_buffers: dict[int, Tensor] = {}
-        self._swapped: list[Tensor] | None = None
-        self._captured: list[Any] = []  # tables that CUDA graphs read at every replay
 
     # What an optimizer says of itself.
 
@@ -136,9 +144,18 @@ class MultiTensorOptimizer(Optimizer):
         """Add a parameter group, see :meth:`torch.optim.Optimizer.add_param_group`.
 
         Raises:
-            ValueError: a hyperparameter is out of range, or the optimizer cannot step parameters of such a dtype.
+            TypeError: `param_group` is not a dict, or a hyperparameter not a number.
+            ValueError: a hyperparameter is out of range, or the optimizer cannot step such parameters.
+            RuntimeError: the group asks for `differentiable`.
         """
-        self._check({**self.defaults, **param_group})
+        if isinstance(param_group, dict):  # else the method of the base says so
+            group = {**self.defaults, **param_group}
+            if group["differentiable"]:
+                raise RuntimeError(
+                    f"{type(self).__name__} does not support differentiable=True: its step is not recorded by "
+                    "autograd. Use the optimizer of torch.optim"
+                )
+            self._check(group)
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
             problem = None
@@ -146,6 +163,8 @@ class MultiTensorOptimizer(Optimizer):
                 problem = "complex parameters: pass torch.view_as_real of them"
             elif p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
                 problem = f"parameters of dtype {p.dtype}"
+            elif p.layout != torch.strided:
+                problem = f"sparse parameters, as of layout {p.layout}: consider torch.optim.SparseAdam"
             elif self.stochastic_rounding and p.dtype == torch.float16:
                 problem = "stochastic_rounding of torch.float16 parameters: it is for torch.bfloat16"
             if problem is not None:
@@ -154,7 +173,8 @@ class MultiTensorOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle holds."""
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in _OPTIONS}}
+        names = (*_OPTIONS, "_swapped")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a copied or a loaded state, also of an older version or of torch.optim."""
@@ -164,6 +184,8 @@ class MultiTensorOptimizer(Optimizer):
                 group.setdefault(name, value)
             if "betas" in group:  # tensors, in a checkpoint of a capturable optimizer of torch's
                 group["betas"] = tuple(map(float, group["betas"]))
+        for name, value in (("_captured", []), ("_swapped", None), ("_plan", None)):
+            self.__dict__.setdefault(name, value)
         super().__setstate__(state)
         self._forget()
 
@@ -172,18 +194,26 @@ class MultiTensorOptimizer(Optimizer):
 
         Masters and averaged weights stay in fp32, and other states in `state_dtype`, whatever the parameters have. What
         a checkpoint lacks, such as masters, begins with the parameters as they are at the next step. `foreach`,
-        `fused`, `capturable` and `differentiable` stay as they are.
+        `fused`, `capturable` and `differentiable` stay as they are. As in torch.optim, tensors of the state dict that
+        need no other dtype, device or memory order are not copied: the next steps change them. Load a copy
+        (:func:`copy.deepcopy`) of what is to be kept.
 
         Raises:
-            ValueError: the parameter groups do not match.
+            ValueError: the parameter groups do not match; the optimizer is as it was.
+            RuntimeError: averaged weights are swapped in.
         """
+        if self._swapped is not None:
+            raise RuntimeError("the averaged weights are swapped in: call swap_ema() before load_state_dict()")
         checkpoint.load(self, super().load_state_dict, state_dict)
 
-    # A compiled graph would not see what the kernel writes through addresses.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="a compiled graph would not see what the kernel writes through addresses"
+    )
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step all parameters that have a gradient; does not wait for a GPU.
+
+        In a compiled function it is a graph break: it runs as it does outside, and is never the cause of a recompile.
 
         Args:
             closure: evaluates the model anew and returns the loss, which is then returned.
@@ -191,10 +221,13 @@ class MultiTensorOptimizer(Optimizer):
         Raises:
             RuntimeError: a gradient is sparse; averaged weights are swapped in; a CUDA graph is captured while a group
                 is not `capturable`, or with parameters that the kernel does not take; gradients of several devices are
-                to be clipped together.
+                to be clipped together; a gradient or a state differs from its parameter in shape or device.
             NotImplementedError: a parameter is on the meta device.
-            ValueError: a hyperparameter in `param_groups` is out of range.
+            TypeError, ValueError: a hyperparameter in `param_groups`, or an option, is no number or out of range.
+
+        In all of these cases nothing has been stepped.
         """
+        found, self._found = self._found, None  # of no use to a later step, should this one raise
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
         if capturing and not all(group["capturable"] for group in self.param_groups):
             raise RuntimeError(
@@ -207,6 +240,7 @@ class MultiTensorOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            found = None
 
         plan, grads = self._prepared()
         if capturing and plan.parts:
@@ -214,7 +248,11 @@ class MultiTensorOptimizer(Optimizer):
                 f"parameters {plan.parts[0].rows.indices} cannot be stepped in a CUDA graph: the kernel takes fp32, "
                 "fp16 and bf16 whose elements fill their memory without holes, in the order of their gradients'"
             )
-        self._run(plan, grads)
+        self._run(plan, grads, found)
+        if not torch.is_inference_mode_enabled():
+            # By this autograd finds out that a graph is stale: neither the kernel nor torch's fused step tells it.
+            params = [p for group in self.param_groups for p in group["params"]]
+            torch.autograd.graph.increment_version([p for p, g in zip(params, grads, strict=True) if g is not None])
         return loss
 
     @torch.no_grad()
@@ -256,15 +294,15 @@ class MultiTensorOptimizer(Optimizer):
         Raises:
             RuntimeError: the optimizer keeps no average.
         """
-        if self.ema_decay is None:
+        if self.ema_decay is None and self._swapped is None:
             raise RuntimeError(f"{type(self).__name__} keeps no averaged weights: pass ema_decay")
-        averaged = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, ())]
         if self._swapped is None:
-            self._swapped = [p.detach().clone() for p in averaged]
+            averaged = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, ())]
+            self._swapped = [(p, p.detach().clone()) for p in averaged]
             for p in averaged:
                 p.copy_(self.state[p]["ema"])
         else:
-            for p, kept in zip(averaged, self._swapped, strict=True):
+            for p, kept in self._swapped:
                 p.copy_(kept)
             self._swapped = None
 
@@ -283,6 +321,7 @@ class MultiTensorOptimizer(Optimizer):
         """Return the plan and all gradients, with the tables up to date."""
         for group in self.param_groups:
             self._check(group)  # again, since anyone may write to param_groups
+        check_options(self)
         params = [p for group in self.param_groups for p in group["params"]]
         grads = [p.grad for p in params]
         if any_dtensors(params):
@@ -297,14 +336,13 @@ class MultiTensorOptimizer(Optimizer):
     def _current_plan(self, params: list[Tensor], grads: list[Tensor | None]) -> Plan:
         """Return the plan, made anew when a tensor has moved or has its first gradient."""
         if self._plan is not None and self._signature == self._signature_of(params):
-            kinds = [kind if g is None else (g.dtype, g.stride()) for g, kind in zip(grads, self._kinds, strict=True)]
+            pairs = zip(grads, self._kinds, strict=True)
+            kinds = [kind if g is None else (g.dtype, g.stride(), g.numel()) for g, kind in pairs]
             if kinds == self._kinds:
                 return self._plan
-        if self._plan is not None:
-            self._captured += [table for _, table in self._plan.tables if table.captured]
-            self._plan = None
+        self._forget_plan()
         entries, reductions = self._entries(params, grads)
-        self._kinds = [None if g is None else (g.dtype, g.stride()) for g in grads]
+        self._kinds = [None if g is None else (g.dtype, g.stride(), g.numel()) for g in grads]
         self._signature = self._signature_of(params)
         self._plan = make_plan(
             entries,
@@ -322,9 +360,11 @@ class MultiTensorOptimizer(Optimizer):
         A tensor cannot change its device or dtype without moving: to look at these too would, in a small model, take
         longer than the kernel.
         """
-        states: Iterable[Any] = chain.from_iterable(map(dict.values, self.state.values()))
+        # Others may keep what they like in the state, and a step may have been set to a number.
+        values = chain.from_iterable(state.values() for state in self.state.values() if isinstance(state, dict))
+        states = [value for value in values if isinstance(value, Tensor)]
         if any_dtensors(params):
-            params, states = list(map(local, params)), map(local, states)
+            params, states = list(map(local, params)), list(map(local, states))
         return (
             addresses(params),
             list(map(Tensor.numel, params)),
@@ -334,7 +374,13 @@ class MultiTensorOptimizer(Optimizer):
                 (len(group["params"]), self._states_of(group), self._fusable(group, torch.float32))
                 for group in self.param_groups
             ],
-            (self.master_weights, self.stochastic_rounding, self.state_dtype, self.ema_decay is None),
+            (
+                self.master_weights,
+                self.stochastic_rounding,
+                self.state_dtype,
+                self.ema_decay is None,
+                self.process_group is None,
+            ),
         )
 
     def _entries(
@@ -345,11 +391,14 @@ class MultiTensorOptimizer(Optimizer):
         entries = {}
         groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
         for i, (p, grad, group) in enumerate(zip(params, grads, groups, strict=True)):
+            if grad is not None:  # all of them before the first state is made
+                names = (*self._states_of(self.param_groups[group]), "master", "ema")
+                check_tensors(type(self).__name__, i, p, grad, self.state.get(p, {}), names)
+        for i, (p, grad, group) in enumerate(zip(params, grads, groups, strict=True)):
             # Also without a gradient: ranks must agree on what they add up.
             reduction = reductions.setdefault(shard_groups(p), len(reductions))
             if grad is None:
                 continue
-            _check_tensors(type(self).__name__, i, p, grad)
             state = self.state[p]
             names = self._states_of(self.param_groups[group])
             complete(
@@ -371,10 +420,9 @@ class MultiTensorOptimizer(Optimizer):
             )
         return entries, list(reductions)
 
-    def _run(self, plan: Plan, grads: list[Tensor | None]) -> None:
-        """Unscale, clip, and update, unless `found_inf` is set."""
+    def _run(self, plan: Plan, grads: list[Tensor | None], found: Tensor | None) -> None:
+        """Unscale, clip, and update, unless `found_inf` is set; `found` is what `find_inf` has of these gradients."""
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        found, self._found = self._found, None
         clip = None
         if self.max_grad_norm is not None:
             if found is None:
@@ -386,7 +434,7 @@ class MultiTensorOptimizer(Optimizer):
                 "grad_scale": _on(grad_scale, table.device),
                 "found_inf": _on(found_inf, table.device),
                 "total": _on(found, table.device) if self.max_grad_norm is not None else None,
-                "max_norm": self.max_grad_norm or 0.0,
+                "max_norm": float(self.max_grad_norm or 0),  # Triton compiles anew for integers such as 1
                 "stochastic": self.stochastic_rounding,
                 "seed": self.seed,
             }
@@ -424,50 +472,6 @@ class MultiTensorOptimizer(Optimizer):
             rows.append(row)
         return rates, rows
 
-    def _check_flags(self, defaults: dict[str, Any]) -> None:
-        if defaults["differentiable"]:
-            raise RuntimeError(
-                f"{type(self).__name__} does not support differentiable=True: its step is not recorded by autograd. "
-                "Use the optimizer of torch.optim"
-            )
-        if defaults["foreach"] and defaults["fused"]:
-            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-
 
 def _on(t: Tensor | None, device: torch.device) -> Tensor | None:
     return None if t is None else t.to(device, torch.float32, non_blocking=True)
-
-
-def _check_options(
-    *,
-    master_weights: bool,
-    stochastic_rounding: bool,
-    seed: int,
-    state_dtype: torch.dtype | None,
-    max_grad_norm: float | None,
-    process_group: Any,
-    ema_decay: float | None,
-) -> None:
-    if master_weights and stochastic_rounding:
-        raise ValueError("master_weights and stochastic_rounding are two ways to keep small updates: choose one")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"Invalid seed: {seed}: expected 0 to 2**63 - 1")
-    if state_dtype not in (None, torch.float32, torch.bfloat16):
-        raise ValueError(f"Invalid state_dtype: {state_dtype}: expected torch.float32 or torch.bfloat16")
-    if max_grad_norm is not None and not max_grad_norm > 0.0:
-        raise ValueError(f"Invalid max_grad_norm: {max_grad_norm}: expected a positive number")
-    if ema_decay is not None and not 0.0 <= ema_decay <= 1.0:
-        raise ValueError(f"Invalid ema_decay: {ema_decay}: expected 0 to 1")
-
-
-def _check_tensors(optimizer: str, index: int, p: Tensor, grad: Tensor) -> None:
-    if p.device.type == "meta":
-        raise NotImplementedError(
-            f"parameter {index} is on the meta device, without data: call the model's to_empty(device=...) and "
-            f"initialise it before {optimizer} steps"
-        )
-    if grad.layout != torch.strided:
-        raise RuntimeError(
-            f"{optimizer} does not support sparse gradients, and parameter {index} has one of layout {grad.layout}: "
-            "please consider SparseAdam instead"
-        )

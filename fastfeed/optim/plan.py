@@ -1,13 +1,13 @@
 """Which parameters are stepped together, and by what: found once, and again when a tensor has moved."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastfeed.kernels import can_run
-from fastfeed.optim.layout import is_plain, same_order
+from fastfeed.optim.layout import PLAIN, is_plain, same_order
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -84,6 +84,8 @@ def stepped_by(entry: Entry, grad: Tensor, fusable: Callable[[int, torch.dtype],
     arrays = [*entry.arrays, grad]
     if not is_plain([*arrays, entry.step], device) or entry.step.dtype != torch.float32 or not same_order(arrays):
         return "reference"
+    if any(t.is_neg() for t in arrays):  # as a gradient may be that comes from complex numbers: memory has its negative
+        return "reference"
     if can_run(device) and all(t.dtype in KERNEL_DTYPES for t in arrays):
         return "kernel"
     target = entry.param if entry.master is None else entry.master
@@ -146,6 +148,8 @@ def _table(entries: dict[int, Entry], indices: list[int], grads: Sequence[Any], 
     return TensorTable(rows, num_groups)
 
 
-def addresses(tensors: Iterable[Tensor]) -> list[int]:
-    """Where tensors lie."""
-    return list(map(torch.Tensor.data_ptr, tensors))
+def addresses(tensors: Sequence[Tensor]) -> list[int]:
+    """Where tensors lie; of subclasses, which need not have memory and which no kernel steps, what they are."""
+    if set(map(type, tensors)) <= PLAIN:
+        return list(map(Tensor.data_ptr, tensors))
+    return [t.data_ptr() if type(t) in PLAIN else id(t) for t in tensors]

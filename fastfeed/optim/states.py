@@ -42,15 +42,21 @@ def complete(
 ) -> None:
     """Add what a parameter's state lacks.
 
-    Averages begin at zero, masters and averaged weights with the parameter. Where there are averages but no step, as
+    Averages begin at zero, masters and averaged weights with the parameter. Steps count from where the averages begin:
+    what has been stepped without, as SGD without momentum steps, counts anew. Where there are averages but no step, as
     in a checkpoint of torch.optim.SGD, there has been one: it is the first that is unlike the others.
     """
-    if not torch.is_tensor(state.get("step")):
-        stepped = state.get("step", 1.0 if any(state.get(name) is not None for name in names) else 0.0)
-        rest = dict(state)
+    averages = [name for name in names if state.get(name) is not None]
+    step = state.get("step")
+    if names and not averages:
+        step = 0.0
+    elif step is None:
+        step = 1.0 if averages else 0.0
+    if not isinstance(step, Tensor) or (step.dtype, step.device, step.dim()) != (torch.float32, p.device, 0):
+        rest = {name: value for name, value in state.items() if name != "step"}
         state.clear()
-        state["step"] = torch.full((), float(stepped), dtype=torch.float32, device=p.device)  # torch.optim has it first
-        state.update((name, value) for name, value in rest.items() if name != "step")
+        state["step"] = torch.as_tensor(step, dtype=torch.float32, device=p.device).reshape(())  # first, as in torch
+        state.update(rest)
     for name in names:
         if state.get(name) is None:
             dtype = average_dtype(p, master_weights, state_dtype)
