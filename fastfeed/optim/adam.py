@@ -110,18 +110,18 @@ class Adam(MultiTensorOptimizer):
             states[1],
             states[2] if group["amsgrad"] else [],
             steps,
-            amsgrad=group["amsgrad"],
+            amsgrad=bool(group["amsgrad"]),
             beta1=beta1,
             beta2=beta2,
             lr=as_float(group["lr"]),
-            weight_decay=group["weight_decay"],
+            weight_decay=as_float(group["weight_decay"]),
             eps=group["eps"],
-            maximize=group["maximize"],
+            maximize=bool(group["maximize"]),
         )
 
     def _update(self, columns: Columns, group: dict[str, Any]) -> None:
         p, (m, v) = columns.params, columns.states[:2]
-        lr, weight_decay = as_float(group["lr"]), group["weight_decay"]
+        lr, weight_decay = as_float(group["lr"]), as_float(group["weight_decay"])
         beta1, beta2 = map(as_float, group["betas"])
         decoupled = group["decoupled_weight_decay"]
         g = add_weight_decay(columns.grads, p, 0 if decoupled else weight_decay, group["maximize"])
@@ -195,7 +195,7 @@ def adam_scalars(group: dict[str, Any], decoupled: bool) -> dict[int, float]:
 
     beta1, beta2 = map(as_float, group["betas"])
     return {
-        (columns.DECAY if decoupled else columns.L2).value: group["weight_decay"],
+        (columns.DECAY if decoupled else columns.L2).value: as_float(group["weight_decay"]),
         columns.BETA1.value: beta1,
         columns.ONE_MINUS_BETA1.value: 1 - beta1,
         columns.LOG_BETA1.value: math.log(beta1) if beta1 else -math.inf,

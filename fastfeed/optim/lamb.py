@@ -98,7 +98,7 @@ class LAMB(MultiTensorOptimizer):
         update = torch._foreach_div(m, one_minus_power(beta1, columns.step).unbind())
         torch._foreach_div_(update, denominator)
         if group["weight_decay"] != 0:
-            torch._foreach_add_(update, p, alpha=group["weight_decay"])
+            torch._foreach_add_(update, p, alpha=as_float(group["weight_decay"]))
         ratio = torch.ones_like(columns.step)
         if _adapts(group):
             norms = columns.reduced(torch.stack([squares(p), squares(update)], dim=1)).sqrt()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from fastfeed.optim.checks import check_not_negative
+from fastfeed.optim.checks import as_float, check_not_negative
 from fastfeed.optim.optimizer import MultiTensorOptimizer, StepOptions
 from fastfeed.optim.reference import Columns, add_weight_decay, squares
 from fastfeed.optim.sgd import sgd_scalars, sgd_update
@@ -104,7 +104,7 @@ class LARS(MultiTensorOptimizer):
         }
 
     def _update(self, columns: Columns, group: dict[str, Any]) -> None:
-        p, weight_decay = columns.params, group["weight_decay"]
+        p, weight_decay = columns.params, as_float(group["weight_decay"])
         g = add_weight_decay(columns.grads, p, weight_decay, group["maximize"])
         if _adapts(group):
             norms = columns.reduced(torch.stack([squares(p), squares(columns.grads)], dim=1)).sqrt()

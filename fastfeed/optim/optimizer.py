@@ -328,8 +328,7 @@ class MultiTensorOptimizer(Optimizer):
             grads = [None if g is None else local_gradient(p, g) for p, g in zip(params, grads, strict=True)]
         plan = self._current_plan(params, grads)
         for indices, table in plan.tables:
-            # An empty tensor has address 0, which would say that it has no gradient.
-            places = [0 if (g := grads[i]) is None else g.data_ptr() or 16 for i in indices]
+            places = [0 if (g := grads[i]) is None else g.data_ptr() or _address_of_nothing(g) for i in indices]
             table.refresh(places, *self._scalars_on(table.device))
         return plan, grads
 
@@ -471,6 +470,13 @@ class MultiTensorOptimizer(Optimizer):
                 row[column] = value
             rows.append(row)
         return rates, rows
+
+
+def _address_of_nothing(grad: Tensor) -> int:
+    """An address for an empty gradient, whose own is 0, which says that there is none."""
+    if grad.numel() != 0:
+        raise RuntimeError(f"a gradient of shape {list(grad.shape)} on {grad.device} has no memory: it has been freed")
+    return 16
 
 
 def _on(t: Tensor | None, device: torch.device) -> Tensor | None:

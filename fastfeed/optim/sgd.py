@@ -106,8 +106,8 @@ class SGD(MultiTensorOptimizer):
             momentum=group["momentum"],
             lr=as_float(group["lr"]),
             dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
+            nesterov=bool(group["nesterov"]),
+            maximize=bool(group["maximize"]),
             is_first_step=False,
         )
 

@@ -178,7 +178,7 @@ OLDER = {
     "sgd without momentum": (
         SGD,
         {},
-        lambda state: state.update(state=dict.fromkeys(range(2), {"momentum_buffer": None})),
+        lambda state: state.update(state={index: {"momentum_buffer": None} for index in range(2)}),
     ),
     "fused": (AdamW, {}, with_flags(fused=True, foreach=None)),
     "foreach": (AdamW, {}, with_flags(foreach=True)),
@@ -202,7 +202,7 @@ def test_older_checkpoints_and_flags_of_others(quick, older):
     after = cls(like(before))
     after.load_state_dict(state)
     group = after.param_groups[0]
-    assert not (group["differentiable"] or group["capturable"] or group["fused"] or group["foreach"])
+    assert not any(group[name] for name in ("foreach", "fused", "capturable", "differentiable"))
     train(before, range(3, 5)), train(after, range(3, 5))
     torch.testing.assert_close(params_of(after), params_of(before), **CLOSE)
 
@@ -393,9 +393,7 @@ def test_distributed_checkpoint_functions(quick):
     (model, optimizer), (other_model, other) = runs
     train(optimizer, range(1, 4))
     state = functions.get_state_dict(model, optimizer)
-    functions.set_state_dict(
-        other_model, other, model_state_dict=state[0], optim_state_dict=copy.deepcopy(state[1])
-    )
+    functions.set_state_dict(other_model, other, model_state_dict=state[0], optim_state_dict=copy.deepcopy(state[1]))
     for one in (optimizer, other):
         set_gradients(params_of(one), 1)
         one.step()
