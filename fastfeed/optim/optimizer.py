@@ -1,7 +1,7 @@
 """What all multi-tensor optimizers share: options, states, the step in its order, and the averaged weights."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, ClassVar, TypedDict
 

@@ -1,4 +1,4 @@
-"""torch.amp.GradScaler with the optimizers, against it with torch.optim's, which it unscales for."""
+"""torch.amp.GradScaler and ours with the optimizers, against the former with torch.optim's, which it unscales for."""
 
 import copy
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fastfeed.optim import LAMB, LARS, SGD, Adam, AdamW, Lion
+from fastfeed.optim import LAMB, LARS, SGD, Adam, AdamW, GradScaler, Lion
 from tests.optim.training import CLOSE, DEVICE, EXACT, assert_same
 
 OPTIMIZERS = [SGD, Adam, AdamW, LAMB, LARS, Lion]
@@ -24,8 +24,11 @@ def parameters(dtype=torch.float32):
     return [torch.nn.Parameter(torch.linspace(-1, 1, n, device=DEVICE).to(dtype)) for n in (3, 5)]
 
 
-def scaler_of(**options):
-    return torch.amp.GradScaler(DEVICE.type, **{"init_scale": 4.0, "growth_interval": 2, **options})
+both_scalers = pytest.mark.parametrize("scaler_class", [torch.amp.GradScaler, GradScaler], ids=["torch", "ours"])
+
+
+def scaler_of(scaler_class=torch.amp.GradScaler, **options):
+    return scaler_class(DEVICE.type, **{"init_scale": 4.0, "growth_interval": 2, **options})
 
 
 def backward(scaler, params, step, overflow=False):
@@ -42,10 +45,11 @@ def snapshot(optimizer):
 
 @pytest.mark.parametrize("overflows", [(0,), (2,), (0, 1, 3)], ids=str)
 @every_optimizer
-def test_overflows_leave_everything_as_it_is(quick, cls, overflows):
+@both_scalers
+def test_overflows_leave_everything_as_it_is(quick, scaler_class, cls, overflows):
     options = {"lr": 0.1, "master_weights": True, "ema_decay": 0.9, "max_grad_norm": 2.0}
     ours, plain = (cls(parameters(torch.bfloat16), **options) for _ in range(2))
-    scaler, scales = scaler_of(growth_interval=100), []
+    scaler, scales = scaler_of(scaler_class, growth_interval=100), []
     for step in range(5):
         overflow = step in overflows
         backward(scaler, ours.param_groups[0]["params"], step, overflow)
@@ -73,13 +77,15 @@ def test_overflows_leave_everything_as_it_is(quick, cls, overflows):
     ("unscale", "clip"), [(False, None), (True, None), (True, "user"), (False, "optimizer"), (True, "optimizer")]
 )
 @pytest.mark.parametrize(("cls", "theirs"), [(SGD, torch.optim.SGD), (AdamW, torch.optim.AdamW)])
-def test_matches_torch(path, cls, theirs, unscale, clip):
+@both_scalers
+def test_matches_torch(path, scaler_class, cls, theirs, unscale, clip):
     """Overflow in the middle; growth; gradients unscaled by the user, who may clip them, or by the optimizer."""
     runs = []
     for build in (cls, theirs):
         options = {"max_grad_norm": 0.5} if clip == "optimizer" and build is cls else {}
         optimizer = build(parameters(), lr=0.1, **options)
-        scaler, params = scaler_of(), optimizer.param_groups[0]["params"]
+        scaler = scaler_of(scaler_class if build is cls else torch.amp.GradScaler)
+        params = optimizer.param_groups[0]["params"]
         for step in range(4):
             backward(scaler, params, step, overflow=step == 1)
             if unscale or build is theirs:
@@ -122,11 +128,12 @@ def test_autocast(quick, cls, dtype, cast):
     assert losses[-1] < losses[0]
 
 
-def test_several_optimizers_with_one_scaler(quick):
+@both_scalers
+def test_several_optimizers_with_one_scaler(quick, scaler_class):
     """Each looks at its own gradients, and the scale is that of all."""
     first, second = SGD(parameters(), lr=0.1), AdamW(parameters(), lr=0.1, max_grad_norm=1.0)
     theirs = torch.optim.Adagrad(parameters(), lr=0.1)
-    scaler = scaler_of()
+    scaler = scaler_of(scaler_class)
     for step in range(3):
         for optimizer in (first, second, theirs):
             backward(scaler, optimizer.param_groups[0]["params"], step, overflow=step == 1 and optimizer is second)
@@ -140,10 +147,11 @@ def test_several_optimizers_with_one_scaler(quick):
     assert scaler.get_scale() == 2.0
 
 
-def test_scale_that_the_user_has_set(path):
+@both_scalers
+def test_scale_that_the_user_has_set(path, scaler_class):
     """It is multiplied with the scaler's, as for gradients that were averaged over more than the loss."""
     ours, plain = (AdamW(parameters(), lr=0.1, max_grad_norm=0.5) for _ in range(2))
-    scaler = scaler_of()
+    scaler = scaler_of(scaler_class)
     backward(scaler, ours.param_groups[0]["params"], 2)
     backward(scaler_of(enabled=False), plain.param_groups[0]["params"], 2)
     for p in ours.param_groups[0]["params"]:
@@ -161,13 +169,43 @@ def test_disabled_scaler_passes_a_closure_on(quick):
     assert scaler_of(enabled=False).step(optimizer, closure=lambda: 4.0) == 4.0
 
 
-def test_step_after_an_error_of_the_scaler(quick):
-    """Its attributes go even with a step that did nothing; without gradients there is nothing to look at."""
+@both_scalers
+def test_step_without_gradients(quick, scaler_class):
+    """The scaler's attributes go even then."""
     optimizer = AdamW(parameters())
-    scaler = scaler_of()
+    scaler = scaler_of(scaler_class)
     scaler.scale(torch.ones((), device=DEVICE))
     scaler.step(optimizer)
     assert not {"grad_scale", "found_inf"} & optimizer.__dict__.keys()
     assert not optimizer.state
     with pytest.raises(RuntimeError, match="already been called"):
         scaler.step(optimizer)
+
+
+def test_what_was_found_is_not_kept_for_other_gradients(path):
+    """Where the step for which it was found raised an error, or a closure has evaluated the gradients anew."""
+    ours, plain = (AdamW(parameters(), lr=0.1, max_grad_norm=0.5, ema_decay=0.9) for _ in range(2))
+    params = ours.param_groups[0]["params"]
+    for optimizer in (ours, plain):
+        backward(scaler_of(enabled=False), optimizer.param_groups[0]["params"], 1)
+        optimizer.step()
+    scaler = scaler_of(GradScaler)
+    scaler.scale(torch.ones((), device=DEVICE))
+    ours.swap_ema()
+    with pytest.raises(RuntimeError, match="swapped in"):
+        scaler.step(ours)
+    del ours.grad_scale, ours.found_inf  # torch's scaler leaves them behind
+    ours.swap_ema()
+    for p, q in zip(params, plain.param_groups[0]["params"], strict=True):
+        p.grad = q.grad = torch.full_like(p, 5.0)
+    ours.step(), plain.step()
+    assert_same(ours, plain, **EXACT)
+    assert ours.grad_norm == plain.grad_norm
+
+    def closure():
+        for p, q in zip(params, plain.param_groups[0]["params"], strict=True):
+            p.grad = q.grad = torch.full_like(p, -3.0)
+
+    ours.find_inf(torch.ones((), device=DEVICE))
+    ours.step(closure), plain.step()
+    assert_same(ours, plain, **EXACT)
