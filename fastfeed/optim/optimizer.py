@@ -1,7 +1,7 @@
 """What all multi-tensor optimizers share: options, states, the step in its order, and the averaged weights."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, ClassVar, TypedDict
 
@@ -360,8 +360,8 @@ class MultiTensorOptimizer(Optimizer):
         longer than the kernel.
         """
         # Others may keep what they like in the state, and a step may have been set to a number.
-        values = chain.from_iterable(state.values() for state in self.state.values() if isinstance(state, dict))
-        states = [value for value in values if isinstance(value, Tensor)]
+        kept: Iterable[Any] = (state.values() for state in self.state.values() if isinstance(state, dict))
+        states = list(chain.from_iterable(kept))
         if any_dtensors(params):
             params, states = list(map(local, params)), list(map(local, states))
         return (

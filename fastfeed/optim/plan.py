@@ -148,8 +148,8 @@ def _table(entries: dict[int, Entry], indices: list[int], grads: Sequence[Any], 
     return TensorTable(rows, num_groups)
 
 
-def addresses(tensors: Sequence[Tensor]) -> list[int]:
-    """Where tensors lie; of subclasses, which need not have memory and which no kernel steps, what they are."""
-    if set(map(type, tensors)) <= PLAIN:
-        return list(map(Tensor.data_ptr, tensors))
-    return [t.data_ptr() if type(t) in PLAIN else id(t) for t in tensors]
+def addresses(objects: Sequence[Any]) -> list[int]:
+    """Where tensors lie; of subclasses, which need not have memory, and of anything else, which objects they are."""
+    if set(map(type, objects)) <= PLAIN:
+        return list(map(Tensor.data_ptr, objects))
+    return [value.data_ptr() if type(value) in PLAIN else id(value) for value in objects]
