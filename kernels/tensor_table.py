@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from fastfeed.kernels import gradient_norm
-from fastfeed.kernels.multi_tensor import BLOCK, CHUNK, COLUMNS, NUM_WARPS, step_kernel, trust_kernel
+from fastfeed.kernels.multi_tensor import BLOCK, CHUNK, COLUMNS, NUM_WARPS, NUMBER, step_kernel, trust_kernel
 from fastfeed.kernels.update_rules import LR, SCALARS
 from torch import Tensor
 
@@ -65,6 +65,11 @@ class TensorTable:
         self._before_capture = self._host_buffer()
         self.captured: list[Tensor] = []  # buffers that the replays of CUDA graphs read
         self._stream = self._current_stream()
+
+    @property
+    def numbers(self) -> Tensor:
+        """Indices of the rows among the optimizer's parameters, int64 [T]."""
+        return self.rows[:, NUMBER.value]
 
     def _current_stream(self) -> Any:
         return torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None

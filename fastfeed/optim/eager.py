@@ -1,13 +1,13 @@
 """Stepping the parameters that no kernel steps: by torch's fused step for the CPU, or by the reference."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastfeed.optim.plan import Part, Plan, Rows
+from fastfeed.optim.plan import Plan, Rows
 from fastfeed.optim.reference import Columns, random_bits, shift_bits, stochastically_rounded
-from fastfeed.optim.shards import all_reduced
 from fastfeed.optim.states import wide_dtype
 
 if TYPE_CHECKING:
@@ -43,75 +43,104 @@ def in_dtype(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return tensors if tensors[0].dtype == dtype else [t.to(dtype) for t in tensors]
 
 
-def step_part(
-    optimizer: "MultiTensorOptimizer", part: Part, plan: Plan, grads: list[Tensor | None], scaling: Scaling
-) -> None:
-    """Step the parameters of `part` that have a gradient."""
-    indices = part.rows.indices
-    own_grads = [grad for i in indices if (grad := grads[i]) is not None]
-    if not own_grads:
-        return
-    rows = part.rows
-    if len(own_grads) < len(indices):
-        rows = Rows.of(plan.entries, [i for i in indices if grads[i] is not None])
-    group = optimizer.param_groups[part.group]
-    scaling = scaling.on(rows.params[0].device)
-    dtype = wide_dtype(rows.params[0])
-    if part.fused and (rows.targets[0].dtype == dtype or scaling == (None, None)):
-        scaled = scaling.applied(own_grads, rows.targets[0].dtype)
+def begin_parts(
+    optimizer: "MultiTensorOptimizer", plan: Plan, grads: list[Tensor | None], scaling: Scaling
+) -> "Iterator[PartStep]":
+    """Begin to step the parameters of each part that have a gradient, one part after the other."""
+    for part in plan.parts:
+        indices = part.rows.indices
+        own_grads = [grad for i in indices if (grad := grads[i]) is not None]
+        if not own_grads:
+            continue
+        rows = part.rows
+        if len(own_grads) < len(indices):
+            rows = Rows.of(plan.entries, [i for i in indices if grads[i] is not None])
+        group = optimizer.param_groups[part.group]
+        own_scaling = scaling.on(rows.params[0].device)
+        dtype = wide_dtype(rows.params[0])
+        if part.fused and (rows.targets[0].dtype == dtype or own_scaling == (None, None)):
+            yield PartStep(optimizer, group, rows, own_scaling.applied(own_grads, rows.targets[0].dtype))
+        else:
+            yield ReferenceStep(optimizer, group, rows, own_scaling.applied(own_grads, dtype))
+
+
+class PartStep:
+    """A step that has counted, and is to be finished: by torch's fused step for the CPU.
+
+    Args:
+        optimizer: whose rule it is.
+        group: the parameter group.
+        rows: what is stepped.
+        grads: gradients in the dtype of what is stepped, unscaled and clipped.
+    """
+
+    # What the first pass of a rule that has two found, [T, 2]. Such a rule is never fused. Before `finish` they are to
+    # be added up, in place, over the ranks that hold the other parts of the parameters.
+    sums: Tensor
+
+    def __init__(
+        self, optimizer: "MultiTensorOptimizer", group: dict[str, Any], rows: Rows, grads: list[Tensor]
+    ) -> None:
+        self.optimizer, self.group, self.rows, self.grads = optimizer, group, rows, grads
         torch._foreach_add_(rows.steps, 1)
-        optimizer._fused_update(rows.targets, scaled, rows.states, rows.steps, group)
-    else:
-        scaled = scaling.applied(own_grads, dtype)
-        torch._foreach_add_(rows.steps, 1)
-        _step_reference(optimizer, group, rows, scaled, plan.reductions[part.reduction])
-    if rows.targets[0] is not rows.params[0]:
-        torch._foreach_copy_(rows.params, rows.targets)
-    if optimizer.ema_decay is not None:
-        torch._foreach_lerp_(rows.emas, in_dtype(rows.targets, dtype), 1 - optimizer.ema_decay)
+
+    def finish(self) -> None:
+        """Step everything."""
+        rows = self.rows
+        self._update()
+        if rows.targets[0] is not rows.params[0]:
+            torch._foreach_copy_(rows.params, rows.targets)
+        if self.optimizer.ema_decay is not None:
+            targets = in_dtype(rows.targets, wide_dtype(rows.params[0]))
+            torch._foreach_lerp_(rows.emas, targets, 1 - self.optimizer.ema_decay)
+
+    def _update(self) -> None:
+        rows = self.rows
+        self.optimizer._fused_update(rows.targets, self.grads, rows.states, rows.steps, self.group)
 
 
-def _step_reference(
-    optimizer: "MultiTensorOptimizer", group: dict[str, Any], rows: Rows, grads: list[Tensor], shards: tuple[Any, ...]
-) -> None:
-    """Step in the gradients' dtype, fp32 or fp64, and round once."""
-    targets, states, steps, indices = rows.targets, rows.states, rows.steps, rows.indices
-    dtype = grads[0].dtype
-    stochastic = optimizer.stochastic_rounding and torch.bfloat16 in (targets[0].dtype, *(s[0].dtype for s in states))
-    bits: list[Any] = [None] * len(indices)
-    if stochastic:
-        seed = optimizer.seed
-        bits = [random_bits(t.numel(), seed, step, i) for t, step, i in zip(targets, steps, indices, strict=True)]
-    computed = in_dtype(targets, dtype)
-    computed_states = [in_dtype(column, dtype) for column in states]
+class ReferenceStep(PartStep):
+    """A step in the gradients' dtype, fp32 or fp64, rounded once; begun with the first pass, if there are two."""
 
-    def store(values: list[Tensor], places: list[Tensor], state: int | None) -> None:
-        for value, place, random in zip(values, places, bits, strict=True):
-            if place is value:
-                continue
-            if stochastic and place.dtype == torch.bfloat16:
-                random = random if state is None else shift_bits(random, state)
-                place.copy_(stochastically_rounded(value, random))
-            else:
-                place.copy_(value)
+    def __init__(
+        self, optimizer: "MultiTensorOptimizer", group: dict[str, Any], rows: Rows, grads: list[Tensor]
+    ) -> None:
+        super().__init__(optimizer, group, rows, grads)
+        dtype = grads[0].dtype
+        self.bits: list[Any] = [None] * len(grads)
+        if optimizer.stochastic_rounding and torch.bfloat16 in (t[0].dtype for t in (rows.targets, *rows.states)):
+            numbered = zip(rows.targets, rows.steps, rows.indices, strict=True)
+            self.bits = [random_bits(t.numel(), optimizer.seed, step, i) for t, step, i in numbered]
+        self.columns = Columns(
+            in_dtype(rows.targets, dtype),
+            grads,
+            [in_dtype(column, dtype) for column in rows.states],
+            torch.stack(rows.steps).to(dtype),
+        )
+        if optimizer.two_passes:
+            self.columns.grads, self.sums = optimizer._first_pass(self.columns, group, self._round_states)
+            self.columns.sums = self.sums
 
-    def round_states() -> None:
-        for number, (values, places) in enumerate(zip(computed_states, states, strict=True)):
-            store(values, places, number)
+    def _update(self) -> None:
+        self.optimizer._update(self.columns, self.group)
+        self._store(self.columns.params, self.rows.targets, None)
+        self._store_states()
+
+    def _store_states(self) -> None:
+        for number, (values, places) in enumerate(zip(self.columns.states, self.rows.states, strict=True)):
+            self._store(values, places, number)
+
+    def _round_states(self) -> None:
+        self._store_states()
+        for values, places in zip(self.columns.states, self.rows.states, strict=True):
             if places[0] is not values[0]:
                 torch._foreach_copy_(values, places)
 
-    optimizer._update(
-        Columns(
-            computed,
-            grads,
-            computed_states,
-            torch.stack(steps).to(dtype),
-            round_states,
-            lambda sums: all_reduced(sums, shards),
-        ),
-        group,
-    )
-    store(computed, targets, None)
-    for number, (values, places) in enumerate(zip(computed_states, states, strict=True)):
-        store(values, places, number)
+    def _store(self, values: list[Tensor], places: list[Tensor], state: int | None) -> None:
+        for value, place, bits in zip(values, places, self.bits, strict=True):
+            if place is value:
+                continue
+            if bits is not None and place.dtype == torch.bfloat16:
+                place.copy_(stochastically_rounded(value, bits if state is None else shift_bits(bits, state)))
+            else:
+                place.copy_(value)

@@ -1,5 +1,6 @@
 """LAMB: the kernel's scalars, and the eager reference."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from typing_extensions import Unpack
 from fastfeed.optim.adam import adam_scalars
 from fastfeed.optim.checks import as_float, check_betas, check_not_negative
 from fastfeed.optim.optimizer import MultiTensorOptimizer, StepOptions
-from fastfeed.optim.reference import Columns, add_weight_decay, one_minus_power, squares
+from fastfeed.optim.reference import Columns, add_weight_decay, one_minus_power, squares_of_both
 
 
 class LAMB(MultiTensorOptimizer):
@@ -84,14 +85,16 @@ class LAMB(MultiTensorOptimizer):
 
         return {**adam_scalars(group, decoupled=False), columns.ADAPTS.value: float(_adapts(group))}
 
-    def _update(self, columns: Columns, group: dict[str, Any]) -> None:
+    def _first_pass(
+        self, columns: Columns, group: dict[str, Any], round_states: Callable[[], None]
+    ) -> tuple[list[Tensor], Tensor]:
         p, (m, v) = columns.params, columns.states
         beta1, beta2 = map(as_float, group["betas"])
         g = add_weight_decay(columns.grads, p, 0, group["maximize"])
         torch._foreach_lerp_(m, g, 1 - beta1)
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, g, g, value=1 - beta2)
-        columns.round_states()  # the kernel's second launch reads them as they are stored
+        round_states()  # the kernel's second launch reads them as they are stored
         denominator = torch._foreach_sqrt(v)
         torch._foreach_div_(denominator, one_minus_power(beta2, columns.step).sqrt().unbind())
         torch._foreach_add_(denominator, group["eps"])
@@ -99,13 +102,15 @@ class LAMB(MultiTensorOptimizer):
         torch._foreach_div_(update, denominator)
         if group["weight_decay"] != 0:
             torch._foreach_add_(update, p, alpha=as_float(group["weight_decay"]))
+        return list(update), squares_of_both(p, update)
+
+    def _update(self, columns: Columns, group: dict[str, Any]) -> None:
         ratio = torch.ones_like(columns.step)
         if _adapts(group):
-            norms = columns.reduced(torch.stack([squares(p), squares(update)], dim=1)).sqrt()
-            param_norm, update_norm = norms.unbind(1)
+            param_norm, update_norm = columns.sums.sqrt().unbind(1)
             ratio = torch.where((param_norm == 0) | (update_norm == 0), 1.0, param_norm / update_norm)
-        torch._foreach_mul_(update, (ratio * -as_float(group["lr"])).unbind())
-        torch._foreach_add_(p, update)
+        update = torch._foreach_mul(columns.grads, (ratio * -as_float(group["lr"])).unbind())
+        torch._foreach_add_(columns.params, update)
 
 
 def _adapts(group: dict[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """LARS: the kernel's scalars, and the eager reference."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from typing_extensions import Unpack
 
 from fastfeed.optim.checks import as_float, check_not_negative
 from fastfeed.optim.optimizer import MultiTensorOptimizer, StepOptions
-from fastfeed.optim.reference import Columns, add_weight_decay, squares
+from fastfeed.optim.reference import Columns, add_weight_decay, squares_of_both
 from fastfeed.optim.sgd import sgd_scalars, sgd_update
 
 
@@ -103,12 +104,16 @@ class LARS(MultiTensorOptimizer):
             columns.ADAPTS.value: float(_adapts(group)),
         }
 
+    def _first_pass(
+        self, columns: Columns, group: dict[str, Any], round_states: Callable[[], None]
+    ) -> tuple[list[Tensor], Tensor]:
+        g = add_weight_decay(columns.grads, columns.params, as_float(group["weight_decay"]), group["maximize"])
+        return g, squares_of_both(columns.params, columns.grads)
+
     def _update(self, columns: Columns, group: dict[str, Any]) -> None:
-        p, weight_decay = columns.params, as_float(group["weight_decay"])
-        g = add_weight_decay(columns.grads, p, weight_decay, group["maximize"])
+        g, weight_decay = columns.grads, as_float(group["weight_decay"])
         if _adapts(group):
-            norms = columns.reduced(torch.stack([squares(p), squares(columns.grads)], dim=1)).sqrt()
-            param_norm, grad_norm = norms.unbind(1)
+            param_norm, grad_norm = columns.sums.sqrt().unbind(1)
             ratio = group["trust_coefficient"] * param_norm / (grad_norm + weight_decay * param_norm + group["eps"])
             ratio = torch.where((param_norm == 0) | (grad_norm == 0), 1.0, ratio)
             g = list(torch._foreach_mul(g, ratio.unbind()))

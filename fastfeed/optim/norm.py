@@ -1,7 +1,6 @@
 """The norm of all gradients together, and whether they are finite; on the device, without waiting for it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ def total_square(
     plan: Plan,
     grads: Sequence[Tensor | None],
     grad_scale: Tensor | None,
-    process_group: Any,
     buffers: dict[int, Tensor],
 ) -> Tensor:
     """Return [2]: the sum of squares of all gradients after unscaling, and how many elements are not finite.
@@ -25,7 +23,6 @@ def total_square(
         plan: of the step; its tables hold the addresses of `grads`.
         grads: of all parameters.
         grad_scale: what divides the gradients.
-        process_group: over which gradients that are not DTensors are added up.
         buffers: that the kernels write, kept between steps.
 
     Raises:
@@ -37,31 +34,25 @@ def total_square(
             f"max_grad_norm needs all gradients on one device, but they are on {', '.join(sorted(map(str, devices)))}: "
             "clip them with torch.nn.utils.clip_grad_norm_ before the step instead"
         )
-    device = next(iter(devices), torch.device("cpu"))
+    device = next(iter(devices), plan.reductions[0].rows.device)
     totals = []
     # Every rank comes through here for every reduction, whether it has gradients or not: the others wait for it.
-    for reduction, groups in enumerate(plan.reductions):
+    for number, reduction in enumerate(plan.reductions):
         sums: list[Tensor] = []
         for indices, table in plan.tables:
-            if any(plan.entries[i].reduction == reduction for i in indices):
-                if reduction not in buffers:
-                    buffers[reduction] = torch.empty(2, dtype=torch.float32, device=device)
-                table.norm(reduction, buffers[reduction], grad_scale)
-                sums.append(buffers[reduction])
-        parts = [part for part in plan.parts if part.reduction == reduction]
+            if any(plan.entries[i].reduction == number for i in indices):
+                if number not in buffers:
+                    buffers[number] = torch.empty(2, dtype=torch.float32, device=device)
+                table.norm(number, buffers[number], grad_scale)
+                sums.append(buffers[number])
+        parts = [part for part in plan.parts if part.reduction == number]
         eager = [grad for part in parts for i in part.rows.indices if (grad := grads[i]) is not None]
         if eager:
             sums.append(_eager_square(eager, grad_scale))
-        total = (
-            sums[0]
-            if len(sums) == 1
-            else torch.stack(sums).sum(0)
-            if sums
-            else torch.zeros(2, dtype=torch.float32, device=device)
-        )
-        if not groups and process_group is not None:
-            groups = (process_group,)
-        totals.append(all_reduced(total, groups))
+        if not sums:
+            sums.append(torch.zeros(2, dtype=torch.float32, device=reduction.rows.device))
+        total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+        totals.append(all_reduced(total, reduction.groups).to(device))
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
 

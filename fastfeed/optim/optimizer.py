@@ -11,11 +11,11 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fastfeed.optim import checkpoint
 from fastfeed.optim.checks import check_options, check_tensors
-from fastfeed.optim.eager import Scaling, step_part
+from fastfeed.optim.eager import PartStep, Scaling, begin_parts
 from fastfeed.optim.norm import total_square
 from fastfeed.optim.plan import Entry, Plan, addresses, make_plan
 from fastfeed.optim.reference import Columns
-from fastfeed.optim.shards import all_reduced, any_dtensors, local, local_gradient, shard_groups
+from fastfeed.optim.shards import Reduction, add_up_shards, any_dtensors, find_reductions, local, local_gradient
 from fastfeed.optim.states import complete
 
 
@@ -117,6 +117,15 @@ class MultiTensorOptimizer(Optimizer):
 
     def _scalars(self, group: dict[str, Any]) -> dict[int, float]:
         """Return a group's scalars by their column in kernels/update_rules.py; those that all have are added."""
+        raise NotImplementedError
+
+    def _first_pass(
+        self, columns: Columns, group: dict[str, Any], round_states: Callable[[], None]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Begin to step eagerly, with two passes: return what `_update` is to have for gradients, and sums, [T, 2].
+
+        `round_states` rounds the states as they will be stored.
+        """
         raise NotImplementedError
 
     def _update(self, columns: Columns, group: dict[str, Any]) -> None:
@@ -271,7 +280,7 @@ class MultiTensorOptimizer(Optimizer):
         plan, grads = self._prepared()
         if len({grad.device for grad in grads if grad is not None}) > 1:
             return None
-        self._found = total_square(plan, grads, grad_scale, self.process_group, self._norm_buffers)
+        self._found = total_square(plan, grads, grad_scale, self._norm_buffers)
         return self._found[1].to(torch.float32)
 
     @property
@@ -335,13 +344,12 @@ class MultiTensorOptimizer(Optimizer):
     def _current_plan(self, params: list[Tensor], grads: list[Tensor | None]) -> Plan:
         """Return the plan, made anew when a tensor has moved or has its first gradient."""
         if self._plan is not None and self._signature == self._signature_of(params):
-            pairs = zip(grads, self._kinds, strict=True)
-            kinds = [kind if g is None else (g.dtype, g.stride(), g.numel()) for g, kind in pairs]
+            kinds = [kind if g is None else _kind(g) for g, kind in zip(grads, self._kinds, strict=True)]
             if kinds == self._kinds:
                 return self._plan
         self._forget_plan()
         entries, reductions = self._entries(params, grads)
-        self._kinds = [None if g is None else (g.dtype, g.stride(), g.numel()) for g in grads]
+        self._kinds = [None if g is None else _kind(g) for g in grads]
         self._signature = self._signature_of(params)
         self._plan = make_plan(
             entries,
@@ -382,11 +390,9 @@ class MultiTensorOptimizer(Optimizer):
             ),
         )
 
-    def _entries(
-        self, params: list[Tensor], grads: list[Tensor | None]
-    ) -> tuple[dict[int, Entry], list[tuple[Any, ...]]]:
+    def _entries(self, params: list[Tensor], grads: list[Tensor | None]) -> tuple[dict[int, Entry], list[Reduction]]:
         """Collect what belongs to each parameter that has a gradient; create states that are missing."""
-        reductions: dict[tuple[Any, ...], int] = {} if self.process_group is None else {(): 0}
+        reductions, reduction_of = find_reductions(params, self.process_group)
         entries = {}
         groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
         for i, (p, grad, group) in enumerate(zip(params, grads, groups, strict=True)):
@@ -394,8 +400,6 @@ class MultiTensorOptimizer(Optimizer):
                 names = (*self._states_of(self.param_groups[group]), "master", "ema")
                 check_tensors(type(self).__name__, i, p, grad, self.state.get(p, {}), names)
         for i, (p, grad, group) in enumerate(zip(params, grads, groups, strict=True)):
-            # Also without a gradient: ranks must agree on what they add up.
-            reduction = reductions.setdefault(shard_groups(p), len(reductions))
             if grad is None:
                 continue
             state = self.state[p]
@@ -415,9 +419,9 @@ class MultiTensorOptimizer(Optimizer):
                 local(state["ema"]) if self.ema_decay is not None else None,
                 state["step"],
                 group,
-                reduction,
+                reduction_of[i],
             )
-        return entries, list(reductions)
+        return entries, reductions
 
     def _run(self, plan: Plan, grads: list[Tensor | None], found: Tensor | None) -> None:
         """Unscale, clip, and update, unless `found_inf` is set; `found` is what `find_inf` has of these gradients."""
@@ -425,11 +429,11 @@ class MultiTensorOptimizer(Optimizer):
         clip = None
         if self.max_grad_norm is not None:
             if found is None:
-                found = total_square(plan, grads, grad_scale, self.process_group, self._norm_buffers)
+                found = total_square(plan, grads, grad_scale, self._norm_buffers)
             self._total = found
             clip = (self.max_grad_norm / (self._total[0].sqrt() + 1e-6)).clamp(max=1.0) if plan.parts else None
-        for indices, table in plan.tables:
-            options = {
+        options = {
+            table: {
                 "grad_scale": _on(grad_scale, table.device),
                 "found_inf": _on(found_inf, table.device),
                 "total": _on(found, table.device) if self.max_grad_norm is not None else None,
@@ -437,20 +441,20 @@ class MultiTensorOptimizer(Optimizer):
                 "stochastic": self.stochastic_rounding,
                 "seed": self.seed,
             }
-            if self.two_passes:
-                sums = table.trust(self.rule, **options)
-                self._reduce_rows(plan, indices, sums)
-            table.step(self.rule, **options)
+            for _, table in plan.tables
+        }
+        begun: Iterable[PartStep] = ()
         if plan.parts and (found_inf is None or found_inf.item() == 0):
-            for part in plan.parts:
-                step_part(self, part, plan, grads, Scaling(grad_scale, clip))
-
-    def _reduce_rows(self, plan: Plan, indices: list[int], sums: Tensor) -> None:
-        """Add up rows of `sums` over the ranks that hold shards of their tensors."""
-        for reduction, shards in enumerate(plan.reductions):
-            if shards:
-                rows = [row for row, i in enumerate(indices) if plan.entries[i].reduction == reduction]
-                sums[rows] = all_reduced(sums[rows], shards)
+            begun = begin_parts(self, plan, grads, Scaling(grad_scale, clip))
+        if self.two_passes:
+            begun = list(begun)
+            sums = [(table.numbers, table.trust(self.rule, **options[table])) for table in options]
+            sums += [(step.rows.indices, step.sums) for step in begun]
+            add_up_shards(plan.reductions, len(grads), sums)
+        for table in options:
+            table.step(self.rule, **options[table])
+        for step in begun:
+            step.finish()
 
     def _scalars_on(self, device: torch.device) -> tuple[list[Tensor | None], list[list[float]]]:
         """Return learning rates that are tensors on a device, and all groups' rows of scalars."""
@@ -477,6 +481,11 @@ def _address_of_nothing(grad: Tensor) -> int:
     if grad.numel() != 0:
         raise RuntimeError(f"a gradient of shape {list(grad.shape)} on {grad.device} has no memory: it has been freed")
     return 16
+
+
+def _kind(grad: Tensor) -> tuple[Any, ...]:
+    """Describe what decides how a gradient is read; not all types have memory."""
+    return type(grad), grad.dtype, grad.stride(), grad.numel()
 
 
 def _on(t: Tensor | None, device: torch.device) -> Tensor | None:

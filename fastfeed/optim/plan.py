@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastfeed.kernels import can_run
 from fastfeed.optim.layout import PLAIN, is_plain, same_order
+from fastfeed.optim.shards import Reduction
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -68,7 +69,7 @@ class Plan(NamedTuple):
     entries: dict[int, Entry]  # by index among the optimizer's parameters
     tables: list[tuple[list[int], Any]]  # indices, and fastfeed.kernels.tensor_table.TensorTable
     parts: list[Part]
-    reductions: list[tuple[Any, ...]]  # the process groups over which each kind of shard is added up
+    reductions: list[Reduction]
 
 
 def stepped_by(entry: Entry, grad: Tensor, fusable: Callable[[int, torch.dtype], bool], stochastic: bool) -> str:
@@ -100,7 +101,7 @@ def stepped_by(entry: Entry, grad: Tensor, fusable: Callable[[int, torch.dtype],
 def make_plan(
     entries: dict[int, Entry],
     grads: Sequence[Tensor | None],
-    reductions: list[tuple[Any, ...]],
+    reductions: list[Reduction],
     num_groups: int,
     fusable: Callable[[int, torch.dtype], bool],
     stochastic: bool,
@@ -110,7 +111,7 @@ def make_plan(
     Args:
         entries: by index among the optimizer's parameters.
         grads: of all its parameters.
-        reductions: see `Plan`.
+        reductions: of all its parameters.
         num_groups: number of parameter groups.
         fusable: whether torch has a fused step for a group and a dtype.
         stochastic: whether bf16 is rounded stochastically.

@@ -1,8 +1,8 @@
 """What the eager references of the optimizers share: columns of tensors in the precision they are computed in."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,23 +10,21 @@ from torch import Tensor
 from fastfeed.optim.layout import memory_order
 
 
-@dataclass(frozen=True)
+@dataclass
 class Columns:
     """Tensors of one parameter group, device and dtype, for a reference to update in place.
 
     params, grads, states: in fp32, or fp64 where the parameters are; a list of each state. Gradients are unscaled and
-        clipped, and must not be changed.
+        clipped, or what the first pass made of them, and must not be changed.
     step: the step that this is, one for each parameter, [T] in the same dtype.
-    round_states: rounds the states as they will be stored.
-    reduced: sums [T, ...] of a parameter's elements -> the same over all ranks that hold a shard of it.
+    sums: over the elements of each parameter, on all ranks that hold a shard of it, by the first pass, [T, 2].
     """
 
     params: list[Tensor]
     grads: list[Tensor]
     states: list[list[Tensor]]
     step: Tensor
-    round_states: Callable[[], None]
-    reduced: Callable[[Tensor], Tensor]
+    sums: Tensor = field(default_factory=lambda: torch.empty(0, 2))
 
 
 def one_minus_power(base: float, exponents: Tensor) -> Tensor:
@@ -43,9 +41,10 @@ def add_weight_decay(grads: list[Tensor], params: list[Tensor], weight_decay: fl
     return grads
 
 
-def squares(tensors: Sequence[Tensor]) -> Tensor:
-    """Sums of squares, [T], in the dtype of the tensors."""
-    return torch.stack([tensor.square().sum() for tensor in tensors])
+def squares_of_both(params: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Sums of the squares of each parameter, and of something else that has its elements, [T, 2]."""
+    columns = [torch.stack([t.square().sum() for t in tensors]) for tensors in (params, others)]
+    return torch.stack(columns, dim=1)
 
 
 def _philox(counter: list[Tensor], seed: int, rounds: int = 7) -> list[Tensor]:
