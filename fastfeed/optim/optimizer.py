@@ -31,7 +31,8 @@ class StepOptions(TypedDict, total=False):
     max_grad_norm: clip the gradients of all groups together to this norm, as
         :func:`torch.nn.utils.clip_grad_norm_` does, but without changing ``.grad``.
     process_group: over which squares of gradients are added up, for parameters that are divided among its ranks.
-        DTensors need none.
+        DTensors need none. :class:`torch.distributed.optim.ZeroRedundancyOptimizer` has an argument of that name for
+        itself: give it ``functools.partial(AdamW, process_group=...)`` as `optimizer_class`, or each rank clips alone.
     ema_decay: keep an exponential moving average of the weights in fp32, in the state ("ema"): in each step
         ``ema = ema_decay * ema + (1 - ema_decay) * weights``, beginning with the weights before the first.
     """

@@ -26,10 +26,7 @@ def any_dtensors(tensors: list[Tensor]) -> bool:
 
 def local(t: Any) -> Tensor:
     """The tensor, or the part of a DTensor that lies on this rank: its memory, not a copy."""
-    if not is_dtensor(t):
-        return t
-    t = t.to_local()
-    return t.wait() if hasattr(t, "wait") else t  # an AsyncCollectiveTensor: it has no memory before
+    return t.to_local() if is_dtensor(t) else t
 
 
 def local_gradient(p: Any, grad: Any) -> Tensor:

@@ -55,7 +55,10 @@ def complete(
     if not isinstance(step, Tensor) or (step.dtype, step.device, step.dim()) != (torch.float32, p.device, 0):
         rest = {name: value for name, value in state.items() if name != "step"}
         state.clear()
-        state["step"] = torch.as_tensor(step, dtype=torch.float32, device=p.device).reshape(())  # first, as in torch
+        if isinstance(step, Tensor):  # which some of torch's loaders leave on the CPU, where no kernel reads it
+            state["step"] = step.to(p.device, torch.float32).reshape(())
+        else:
+            state["step"] = torch.full((), float(step), dtype=torch.float32, device=p.device)  # waits for no GPU
         state.update(rest)
     for name in names:
         if state.get(name) is None:

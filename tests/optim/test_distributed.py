@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from fastfeed.optim import AdamW
+from tests.optim.training import DEVICE
 
 
 def test_two_ranks(tmp_path):
@@ -29,3 +33,16 @@ def test_two_ranks(tmp_path):
         for rank in ranks:
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+
+
+def test_steps_where_other_loaders_leave_them(calls):
+    """ZeroRedundancyOptimizer.load_state_dict puts them on the CPU."""
+    p = torch.nn.Parameter(torch.ones(4, device=DEVICE))
+    p.grad = torch.ones_like(p)
+    optimizer = AdamW([p])
+    for _ in range(2):
+        optimizer.step()
+        optimizer.state[p]["step"] = optimizer.state[p]["step"].cpu().double()
+    optimizer.step()
+    assert calls == ["__init__", "step"] * 3
+    assert optimizer.state[p]["step"] == 3

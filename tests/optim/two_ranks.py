@@ -11,11 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -124,7 +120,7 @@ def backward(net, batch, **options):
 
 
 def fill_gradients(params, step):
-    """The same gradients for whole and for divided parameters; of some dtype's values in any."""
+    """The same gradients for whole and for divided parameters."""
     generator = torch.Generator().manual_seed(step + 1)
     for p in params:
         grad = torch.randn(p.shape, generator=generator).to(p.dtype)
@@ -225,13 +221,9 @@ def fsdp_trains(path):
     """As with torch's optimizer and clip_grad_norm_, and as a single process does with both ranks' batches."""
     policy = MIXED if path == "mixed" else MixedPrecisionPolicy()
     nets = [fully_shard(network(), mp_policy=policy), fully_shard(network(), mp_policy=policy), network()]
-    options = {"lr": 0.01, "weight_decay": 0.1}
-    ours, theirs, alone = (
-        cls(net.parameters(), **options, **more)
-        for cls, net, more in zip(
-            (AdamW, torch.optim.AdamW, AdamW), nets, ({"max_grad_norm": 0.1}, {}, {"max_grad_norm": 0.1}), strict=True
-        )
-    )
+    ours = AdamW(nets[0].parameters(), lr=0.01, max_grad_norm=0.1)
+    theirs = torch.optim.AdamW(nets[1].parameters(), lr=0.01)
+    alone = AdamW(nets[2].parameters(), lr=0.01, max_grad_norm=0.1)
     for step, batch in enumerate(batches()):
         for net, x in zip(nets, (mine(batch), mine(batch), batch), strict=True):
             backward(net, x, extra=step != 1)
@@ -340,6 +332,21 @@ def no_gradient_on_one_rank(name, path):
         optimizer.step()
     torch.testing.assert_close(optimizer.grad_norm, torch.tensor(24.0).sqrt())
     assert bool((p.to_local() != 1).all()) == (dist.get_rank() == 0)
+
+
+@check()
+def no_parameters_on_one_rank():
+    """Of the second's plain parameters there are none: beside a DTensor, and none at all."""
+    mesh, first = init_device_mesh("cpu", (2,)), dist.get_rank() == 0
+    plain = [nn.Parameter(torch.ones(2))] if first else []
+    shared = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    shared.grad = torch.ones_like(shared)
+    for p in plain:
+        p.grad = torch.ones_like(p)
+    for params, square in (([shared, *plain], 6.0), (plain, 2.0)):
+        optimizer = AdamW([{"params": params}], max_grad_norm=1.0, process_group=dist.group.WORLD)
+        optimizer.step()
+        torch.testing.assert_close(optimizer.grad_norm, torch.tensor(square).sqrt())
 
 
 def check_state_dicts(build, options):
