@@ -123,8 +123,8 @@ def sgd_update(columns: Columns, grads: list[Tensor], group: dict[str, Any]) -> 
         buffers = columns.states[0]
         # The first buffer is the gradient itself; what a parameter's buffer holds before is 0, or else of no account.
         first = columns.step == 1
-        kept = torch.where(first, 0.0, momentum)
-        added = torch.where(first, 1.0, 1 - group["dampening"])
+        kept = torch.full_like(columns.step, momentum).masked_fill_(first, 0.0)
+        added = torch.full_like(columns.step, 1 - group["dampening"]).masked_fill_(first, 1.0)
         torch._foreach_mul_(buffers, kept.unbind())
         torch._foreach_add_(buffers, torch._foreach_mul(grads, added.unbind()))
         grads = list(torch._foreach_add(grads, buffers, alpha=momentum)) if group["nesterov"] else buffers
