@@ -34,7 +34,8 @@ class StepOptions(TypedDict, total=False):
         DTensors need none. :class:`torch.distributed.optim.ZeroRedundancyOptimizer` has an argument of that name for
         itself: give it ``functools.partial(AdamW, process_group=...)`` as `optimizer_class`, or each rank clips alone.
     ema_decay: keep an exponential moving average of the weights in fp32, in the state ("ema"): in each step
-        ``ema = ema_decay * ema + (1 - ema_decay) * weights``, beginning with the weights before the first.
+        ``ema = ema_decay * ema + (1 - ema_decay) * weights``, beginning with the weights before the first. A parameter
+        without a gradient keeps its average.
     """
 
     master_weights: bool

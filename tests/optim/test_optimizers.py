@@ -1,5 +1,6 @@
 """The updates of all optimizers: against torch.optim's and timm's in fp64, and the kernel against the eager reference."""
 
+import copy
 import math
 
 import pytest
@@ -132,3 +133,116 @@ def test_kernel_and_reference_agree(cls, options, exact_bf16, by_reference):
         coarsest = max(torch.finfo(a.dtype).eps for a, _ in pairs) if "state_dtype" in options else 0
         for a, b in pairs:
             assert worst(a, b) <= 4 * max(torch.finfo(a.dtype).eps, coarsest) * b.abs().max().item()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_overflow_leaves_everything_as_it_was(path, cls, exact_bf16):
+    """At the very first step and in the middle: the training then goes on as if there had been none."""
+    options = {"master_weights": True, "ema_decay": 0.9, "max_grad_norm": 1.0}
+
+    def build():
+        return grouped(cls, [*parameters(sizes=[3])[::3], *parameters(torch.bfloat16, sizes=[130])[:1]], **options)
+
+    straight, ours = build(), build()
+    rows = [(p, q) for (p, _), (q, _) in zip(Peers(straight).rows, Peers(ours).rows, strict=True)]
+    for step in range(3):
+        set_gradients_of(straight, step)
+        for p, q in rows:
+            q.grad = None if p.grad is None else torch.full_like(q, math.inf)
+        before = {q: (q.detach().clone(), copy.deepcopy(ours.state.get(q))) for _, q in rows}
+        ours.found_inf = torch.tensor(float(step + 1), device=DEVICE)  # several devices add up
+        ours.step()
+        for q, (value, state) in before.items():
+            assert torch.equal(q, value)
+            assert state is None or all(torch.equal(ours.state[q][name], kept) for name, kept in state.items())
+        ours.found_inf.zero_()
+        for p, q in rows:
+            q.grad = p.grad
+        straight.step(), ours.step()
+    assert_same(ours, straight, **EXACT)
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_neighbours_are_not_written(path, cls):
+    base = torch.full((16, 9), 7.0, device=DEVICE)
+    mine = torch.zeros_like(base, dtype=torch.bool)
+    views, own = ([t[:8, ::2], t[8:12, 1:4], t[14]] for t in (base, mine))
+    for view in own:
+        view.fill_(True)
+    train(cls([torch.nn.Parameter(view) for view in views], lr=0.1), range(1, 2))
+    assert torch.equal(base != 7, mine)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_no_weight_decay_is_not_weight_decay_of_zero(path, cls):
+    p = torch.nn.Parameter(torch.tensor([-math.inf, 1.0, -0.0], device=DEVICE))
+    p.grad = torch.zeros_like(p)
+    cls([p], weight_decay=0).step()
+    assert str(p.tolist()) == "[-inf, 1.0, -0.0]"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_gradients_that_are_not_finite(path, cls):
+    """What they touch becomes what it does in torch and timm; Lion takes the sign of NaN for 0."""
+    p = torch.nn.Parameter(torch.ones(5, device=DEVICE))
+    ours = cls([p], lr=0.1, weight_decay=0)
+    exact = Peers(ours, torch.float32)
+    p.grad = torch.tensor([math.nan, math.inf, -math.inf, 0.0, 1.0], device=DEVICE)
+    ours.step(), exact.step()
+    for label, own, truth in exact.pairs():
+        torch.testing.assert_close(
+            own, truth, equal_nan=True, **CLOSE, msg=lambda text, label=label: f"{label}: {text}"
+        )
+
+
+@pytest.mark.parametrize("cls", [LAMB, LARS])
+def test_zero_norms(path, cls):
+    """The trust ratio is 1 where the parameter is zero, and where the gradient is."""
+    zero, still = torch.nn.Parameter(torch.zeros(4, device=DEVICE)), torch.nn.Parameter(torch.ones(4, device=DEVICE))
+    ours = cls([zero, still], lr=0.1, weight_decay=0, always_adapt=True)
+    exact = Peers(ours)
+    zero.grad, still.grad = torch.ones_like(zero), torch.zeros_like(still)
+    ours.step(), exact.step()
+    for _, own, truth in exact.pairs():
+        torch.testing.assert_close(own.double(), truth, rtol=1e-6, atol=1e-7)
+    assert (zero < -0.09).all()
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_nothing_to_do(path, cls):
+    cls(parameters()).step()  # no gradients
+    p = torch.nn.Parameter(torch.empty(0, 3, device=DEVICE))
+    p.grad = torch.empty_like(p)
+    optimizer = cls([p], max_grad_norm=1.0)
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 1
+    assert optimizer.grad_norm == 0
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_launches(calls, cls, max_grad_norm):
+    """One for all tensors, one more for the norms of LAMB and LARS, and one for clipping."""
+    train(grouped(cls, parameters()[:-1], max_grad_norm=max_grad_norm), range(1))
+    norm = [] if max_grad_norm is None else ["norm"]
+    assert calls == ["__init__", *norm, *(["trust"] if cls in (LAMB, LARS) else []), "step"]
+
+
+@pytest.mark.parametrize("cls", [Adam, LAMB, LARS])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_default_dtype_does_not_matter(path, cls, dtype):
+    def run(default):
+        optimizer = grouped(cls, parameters(sizes=[130])[:4], max_grad_norm=0.5, ema_decay=0.5)
+        for step in range(2):
+            set_gradients_of(optimizer, step)
+            torch.set_default_dtype(default)
+            try:
+                optimizer.step()
+            finally:
+                torch.set_default_dtype(torch.float32)
+        return optimizer
+
+    assert_same(run(dtype), run(torch.float32), **EXACT)
