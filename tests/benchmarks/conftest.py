@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, networks
 from benchmarks.cases import all_cases
 
 all_cases()  # imports the kernels, which stay as they are imported: in the interpreter, as the other tests need them
@@ -18,3 +18,19 @@ def _as_a_process_of_its_own(monkeypatch):
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network of 9 parameters in 2 tensors."""
+    monkeypatch.setitem(networks.NETWORKS, "tiny", [(2, 3), (3,)])
+    return "tiny"
+
+
+@pytest.fixture
+def graphs():
+    """How many graphs torch.compile has compiled, as a function, in a compiler that has compiled nothing so far."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch.compiler.reset()

@@ -1,17 +1,16 @@
 """That the cases' own checks accept what is right, and see what is wrong, where a mistake is small."""
 
 import sys
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks.case import Options, label
-from benchmarks.cases import adamw, all_cases
-from benchmarks.cases.adamw import AdamWCase
+from benchmarks.cases import all_cases
 from benchmarks.cases.cross_entropy import CrossEntropyCase, torch_cross_entropy
 from benchmarks.cases.finish import FinishCase, FinishMixupCase
+from benchmarks.cases.optimizers import AdamWCase, SGDCase
 from benchmarks.gpu_timing import capture
 from benchmarks.peers import Absent
 from benchmarks.results import COMPILED
@@ -19,7 +18,6 @@ from fastfeed.data.finish import SampleParameters, finish_reference
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 CPU = Options(torch.device("cpu"), quick=True)
-FULL = Options(torch.device("cpu"))
 GPU = Options(torch.device("cuda"), quick=True)
 
 
@@ -58,23 +56,6 @@ def test_what_the_last_pass_is_for_is_in_every_run():
             rows = {label(case, p) for case in (FinishCase, FinishMixupCase) for p in case.parameters(options)}
             for name in ("finish", "finish_mixup"):
                 assert {f"{name}/{batch}x224x224x3/{dtype}" for dtype in ("float32", "bfloat16")} <= rows
-
-
-@pytest.mark.parametrize(
-    ("network", "tensors", "parameters"),
-    [
-        # As torchvision's documentation and papers have them.
-        ("squeezenet", 52, 1_235_496),
-        ("resnet18", 62, 11_689_512),
-        ("resnet50", 161, 25_557_032),
-        ("vit_b16", 152, 86_567_656),
-        ("vit_l16", 296, 304_326_632),
-    ],
-)
-def test_networks(network, tensors, parameters):
-    shapes = adamw.NETWORKS[network]
-    assert len(shapes) == tensors
-    assert sum(torch.Size(shape).numel() for shape in shapes) == parameters
 
 
 # --- Models of the work: the numbers are counted by hand ------------------------------------------------------
@@ -117,22 +98,6 @@ def test_finish_model(case, shape, dtype, bytes_per_run, flops_per_run):
     assert (instance.bytes_per_run, instance.flops_per_run) == (bytes_per_run, flops_per_run)
 
 
-@pytest.mark.parametrize(
-    ("network", "dtype", "bytes_per_run", "flops_per_run"),
-    [
-        # 9 elements: 4 numbers read and 3 written each, of 4 or 2 bytes; 13 operations each.
-        ("tiny", torch.float32, 252, 117),
-        ("tiny", torch.bfloat16, 126, 117),
-        # 1,235,496 elements.
-        ("squeezenet", torch.float32, 34_593_888, 16_061_448),
-        ("squeezenet", torch.bfloat16, 17_296_944, 16_061_448),
-    ],
-)
-def test_adamw_model(network, dtype, bytes_per_run, flops_per_run, tiny):
-    case = AdamWCase(CPU, network, dtype)
-    assert (case.bytes_per_run, case.flops_per_run) == (bytes_per_run, flops_per_run)
-
-
 # --- Checks ---------------------------------------------------------------------------------------------------
 
 
@@ -152,13 +117,6 @@ def assert_sees(case, **wrong):
         with pytest.raises(AssertionError):
             case.check(provider)
     return absent
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """A network of 9 parameters in 2 tensors."""
-    monkeypatch.setitem(adamw.NETWORKS, "tiny", [(2, 3), (3,)])
-    return "tiny"
 
 
 @pytest.mark.parametrize(
@@ -207,24 +165,6 @@ def test_cross_entropy_error_is_the_largest():
     case.providers = case.providers | {"off": lambda case: lambda: (loss, off)}
     assert case.check("off") == pytest.approx(5e-5 * abs(grad[2, 3].item()), rel=1e-2)
     assert case.check("eager") == 0
-
-
-def test_adamw_check(tiny):
-    optimizer = torch.optim.AdamW
-
-    def twice(case):
-        run = case.stepper(optimizer)
-        return lambda: (run(), run())[1]
-
-    absent = assert_sees(
-        AdamWCase(CPU, tiny, torch.float32),
-        no_decay=lambda case: case.stepper(lambda params, lr, weight_decay: optimizer(params, lr, weight_decay=0)),
-        decay_of_the_gradient=lambda case: case.stepper(torch.optim.Adam),
-        no_step=lambda case: lambda: case.params,
-        two_steps=twice,
-        other_beta=lambda case: case.stepper(partial(optimizer, betas=(0.9, 0.99))),
-    )
-    assert absent == {"apex"}
 
 
 def finished(mean=IMAGENET_MEAN, memory_format=torch.channels_last, **changed):
@@ -294,15 +234,6 @@ def test_finish_on_a_gpu_passes_its_check(case, dtype):
 # --- torch.compile --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def graphs():
-    """How many graphs torch.compile has compiled, as a function, in a compiler that has compiled nothing so far."""
-    torch.compiler.reset()
-    torch._dynamo.utils.counters.clear()
-    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    torch.compiler.reset()
-
-
 @pytest.mark.slow
 def test_compiled_cross_entropy(graphs):
     for _ in range(2):  # the second instance finds what was compiled for the first
@@ -327,21 +258,6 @@ def test_compiled_finish_throughout_a_long_sweep(graphs):
         assert graphs() == batch
         for case in cases:
             case.close()
-
-
-@pytest.mark.slow
-def test_compiled_adamw(graphs, tiny):
-    case = AdamWCase(FULL, tiny, torch.float32)
-    case.check(COMPILED)
-    assert graphs() == 1
-    with pytest.raises(Absent, match="--quick"):
-        AdamWCase(CPU, tiny, torch.float32).check(COMPILED)
-
-
-def test_compiled_adamw_does_not_run_eagerly(tiny):
-    run = AdamWCase.providers[COMPILED](AdamWCase(FULL, tiny, torch.float32))
-    with torch.compiler.set_stance("force_eager"), pytest.raises(RuntimeError, match="made 0 graphs of the step"):
-        run()
 
 
 @pytest.mark.parametrize(
@@ -378,6 +294,7 @@ def test_what_cannot_be_compiled_does_not_run_eagerly(case, shape, function, mon
         (FinishMixupCase, (4, 32, 32, 3), torch.float32),
         (FinishMixupCase, (4, 32, 32, 3), torch.bfloat16),
         (AdamWCase, "tiny", torch.float32),
+        (SGDCase, "tiny", torch.float32),
     ],
 )
 def test_compiled_on_a_gpu(case, shape, dtype, tiny):

@@ -13,7 +13,7 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.case import Case, Options
 from benchmarks.cases import all_cases
-from benchmarks.cases.adamw import AdamWCase
+from benchmarks.cases.optimizers import AdamWCase
 from benchmarks.harness import measure_pass
 from benchmarks.machine import Ceilings
 from benchmarks.peers import Absent, need
