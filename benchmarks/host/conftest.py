@@ -1,9 +1,11 @@
 """Ratios instead of times: ours and what it replaces run in turn, and saved runs are compared by their ratios.
 
-pytest-benchmark's own tables and saved files are there too; a saved time says little on another day, a ratio more.
+pytest-benchmark's own tables and saved files are there too; a saved time says little on another day, a ratio more. What
+a call of ours takes longer, or less, than a call of theirs is printed beside it, in µs.
 """
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +20,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 Work = Callable[[], Any]
 _MEASURED = pytest.StashKey[dict[str, Band]]()
+_LONGER = pytest.StashKey[dict[str, float]]()
 _SAVED = pytest.StashKey[dict[str, Band]]()
 
 
@@ -25,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make room for what is measured, and for what was saved before."""
     keep_freed_memory()
     config.stash[_MEASURED] = {}
+    config.stash[_LONGER] = {}
     config.stash[_SAVED] = {}
 
 
@@ -51,7 +55,11 @@ def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None
         if benchmark.stats is None:
             return  # --benchmark-disable: both ran once, and nothing was timed
         timed = benchmark.stats.stats.data
-        speedups = [a / b for a, b in zip(seconds[-len(timed) :], timed, strict=True)]
+        pairs = list(zip(seconds[-len(timed) :], timed, strict=True))
+        speedups = [theirs / ours for theirs, ours in pairs]
+        request.config.stash[_LONGER][request.node.nodeid] = (
+            statistics.median(ours - theirs for theirs, ours in pairs) / repeat
+        )
         request.config.stash[_MEASURED][request.node.nodeid] = band = Band.of(speedups)
         benchmark.extra_info["speedup"] = band._asdict()
 
@@ -70,16 +78,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
     Without a verdict: what changes from one process to the next is not in the percentiles of one of them.
     """
-    measured, saved = config.stash[_MEASURED], config.stash[_SAVED]
+    measured, saved, longer = (config.stash[key] for key in (_MEASURED, _SAVED, _LONGER))
     if not measured:
         return
-    terminalreporter.section("how many times faster than what it replaces: median (p20-p80)")
+    terminalreporter.section("how many times faster than what it replaces: median (p20-p80); and how much longer")
     width = max(map(len, measured))
     for name, band in measured.items():
         line = f"{name:{width}}  {_ratio(band)}"
         if name in saved:
             line += f"  was {_ratio(saved[name])}"
-        terminalreporter.write_line(line)
+        terminalreporter.write_line(f"{line}  {1e6 * longer[name]:+.1f} µs")
 
 
 def _ratio(band: Band) -> str:

@@ -6,6 +6,9 @@ import torch.nn.functional as F
 
 import fastfeed.functional
 import fastfeed.optim
+from benchmarks.case import Options
+from benchmarks.cases.optimizers_full_step import FullStepCase
+from benchmarks.networks import NETWORKS
 from fastfeed import MixedTarget
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
@@ -79,12 +82,31 @@ def test_ohem(versus, device):
     versus(ours, theirs, repeat=100)
 
 
+def adamw_step(optimizer, shapes, device, **options):
+    """A step of AdamW, of parameters with gradients."""
+    params = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    return optimizer(params, **options).step
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_adamw_step(versus, device):
-    def stepper(optimizer):
-        params = [torch.randn(8, device=device, requires_grad=True) for _ in range(100)]
-        for param in params:
-            param.grad = torch.randn_like(param)
-        return optimizer(params).step
+    shapes = 100 * [(8,)]
+    ours, theirs = (adamw_step(cls, shapes, device) for cls in (fastfeed.optim.AdamW, torch.optim.AdamW))
+    versus(ours, theirs, repeat=10)
 
-    versus(stepper(fastfeed.optim.AdamW), stepper(torch.optim.AdamW), repeat=10)
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "shapes", [pytest.param(1000 * [(8,)], id="1000x8"), pytest.param(NETWORKS["resnet50"], id="resnet50")]
+)
+def test_adamw_step_over_the_fused_one(versus, shapes, device):
+    ours = adamw_step(fastfeed.optim.AdamW, shapes, device)
+    versus(ours, adamw_step(torch.optim.AdamW, shapes, device, fused=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_adamw_with_unscaling_clipping_and_averages(versus, device):
+    case = FullStepCase(Options(torch.device(device)), "1000x1000", torch.float32)
+    versus(case.providers["fastfeed"](case), case.providers[case.baseline](case))

@@ -45,8 +45,9 @@ def ratio_line(tmp_path):
 def test_ratios_and_what_became_of_them(ratio_line):
     first, second = ratio_line(0.004), ratio_line(0.012)
     ratio = r"([\d.]+)x  \([\d.]+-[\d.]+\)"
-    (measured,) = re.findall(ratio, first)
+    measured, longer = re.search(rf"{ratio}  ([+-][\d.]+) µs$", first).groups()
     assert 2.0 < float(measured) < 3.2  # a sleep lasts a little longer
-    again, saved = re.search(f"{ratio}  was +{ratio}$", second).groups()
+    assert -9e3 < float(longer) < -7e3
+    again, saved = re.search(rf"{ratio}  was +{ratio}  [+-][\d.]+ µs$", second).groups()
     assert 0.8 < float(again) < 1.2
     assert saved == measured
