@@ -478,7 +478,7 @@ def zero_redundancy():
 def main(rank, store, *names):
     """Run all checks, or those named, up to the first that fails."""
     # Where one rank alone fails, the other waits for it.
-    patience = datetime.timedelta(seconds=20)
+    patience = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2, timeout=patience)
     torch.set_num_threads(1)
     for name in names or CHECKS:
