@@ -1,4 +1,4 @@
-"""The updates of all optimizers: against torch.optim's and timm's in fp64, and the kernel against the eager reference."""
+"""The updates of all optimizers: against torch.optim's and timm's in fp64, and the kernel against the reference."""
 
 import copy
 import math
@@ -66,7 +66,7 @@ def worst(a, b):
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 def test_matches_torch_and_timm(path, cls):
-    """After six steps in fp32 the error is at most twice that of torch's or timm's optimizer in fp32, and half an ulp."""
+    """After six steps in fp32 the error is at most twice that of torch's or timm's fp32 optimizer, and half an ulp."""
     ours = grouped(cls, parameters(sizes=[0, 3, 4099, 128]))
     exact, single = Peers(ours), Peers(ours, torch.float32)
     steps = dict.fromkeys(ours.param_groups[0]["params"], 0)
