@@ -13,6 +13,7 @@ from benchmarks.optimizers import LR, WEIGHT_DECAY, OptimizerCase
 from benchmarks.timing import Run
 
 EMA_DECAY = 0.99
+EPS = 0.1  # large: with a small one the step is the same for gradients of any size, unscaled or not
 # Of the loss. Separate steps change gradients in place, run after run: here unscaling doubles them and clipping halves
 # them, so they neither vanish nor grow, and every run does the same work.
 SCALE = 0.5
@@ -85,7 +86,7 @@ class FullStepCase(OptimizerCase):
     def _apart(self) -> Run:
         params, scaler = self.leaves(), self.scaler()
         averages = [param.detach().clone() for param in params]
-        optimizer = torch.optim.AdamW(params, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
+        optimizer = torch.optim.AdamW(params, lr=LR, eps=EPS, weight_decay=WEIGHT_DECAY, fused=True)
 
         def run() -> tuple[Tensors, Callable[[], Tensors]]:
             scaler.unscale_(optimizer)
@@ -101,7 +102,7 @@ class FullStepCase(OptimizerCase):
     def _fastfeed(self, with_scaler: bool) -> Run:
         params, scaler = self.leaves(), self.scaler()
         optimizer = fastfeed.optim.AdamW(
-            params, lr=LR, weight_decay=WEIGHT_DECAY, max_grad_norm=self.max_norm, ema_decay=EMA_DECAY
+            params, lr=LR, eps=EPS, weight_decay=WEIGHT_DECAY, max_grad_norm=self.max_norm, ema_decay=EMA_DECAY
         )
         if not with_scaler:
             optimizer.grad_scale = torch.full((), SCALE, device=self.options.device)

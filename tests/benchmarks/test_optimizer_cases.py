@@ -10,7 +10,7 @@ from benchmarks import networks
 from benchmarks.case import Options
 from benchmarks.cases.optimizers import AdamWCase, EagerLAMB, EagerLion, LAMBCase, LionCase, SGDCase
 from benchmarks.cases.optimizers_bf16 import AdamWMasterCase, AdamWStochasticCase
-from benchmarks.cases.optimizers_full_step import SCALE, FullStepCase
+from benchmarks.cases.optimizers_full_step import EPS, SCALE, FullStepCase
 from benchmarks.peers import Absent
 from benchmarks.results import COMPILED
 from tests.benchmarks.test_cases import assert_sees
@@ -197,7 +197,7 @@ def full_step(case, max_norm=1.0, scale=SCALE, ema_decay=0.99, found_inf=True):
     """A provider that does something else than the case."""
     params = case.leaves()
     optimizer = fastfeed.optim.AdamW(
-        params, lr=1e-2, weight_decay=1e-2, max_grad_norm=max_norm * case.max_norm, ema_decay=ema_decay
+        params, lr=1e-2, eps=EPS, weight_decay=1e-2, max_grad_norm=max_norm * case.max_norm, ema_decay=ema_decay
     )
     optimizer.grad_scale = torch.tensor(scale)
     optimizer.found_inf = case.found_inf if found_inf else None
@@ -213,6 +213,7 @@ def test_full_step_check(tiny):
     absent = assert_sees(
         FullStepCase(CPU, tiny, torch.float32),
         not_unscaled=partial(full_step, scale=1.0),
+        unscaled_for_the_norm_alone=partial(full_step, scale=1.0, max_norm=SCALE),
         not_clipped=partial(full_step, max_norm=1e6),
         clipped_too_much=partial(full_step, max_norm=0.5),
         other_average=partial(full_step, ema_decay=0.98),
