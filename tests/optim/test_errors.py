@@ -232,6 +232,7 @@ def test_parameters_without_data(cls):
     assert len(optimizer.state) == 1
 
 
+@pytest.mark.filterwarnings("error:Accessing the data pointer of FakeTensor")
 def test_clipping_over_devices():
     """There is no GPU here, but tensors that would be on one."""
     with FakeTensorMode() if DEVICE.type == "cpu" else nullcontext():

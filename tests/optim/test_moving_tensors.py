@@ -77,6 +77,11 @@ def number_steps(optimizer):
         state["step"] = int(state["step"])
 
 
+def steps_of_another_kind(optimizer):
+    for state in optimizer.state.values():
+        state["step"] = state["step"].double().view(1)
+
+
 def state_shares_memory_in_another_order(optimizer):
     """A matrix and its transpose lie at one address."""
     p = params_of(optimizer)[1]
@@ -94,6 +99,7 @@ MOVES = [
     state_dicts,
     whole_state,
     number_steps,
+    steps_of_another_kind,
     state_shares_memory_in_another_order,
 ]
 
@@ -126,6 +132,22 @@ def test_nothing_is_written_where_tensors_were(path, move):
     values = [t.clone() for t in left]
     step(optimizer, 2), step(optimizer, 3)
     assert all(map(torch.equal, left, values))
+
+
+def test_parameter_that_is_transposed_where_it_lies(path):
+    """At the same address, of the same size; its moments stay in the order that they have."""
+    runs = []
+    for cls in (AdamW, torch.optim.AdamW):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 9, device=DEVICE).view(3, 3))
+        optimizer = cls([p], lr=0.1)
+        for number in range(4):
+            if number == 2:
+                p.data = p.data.t()
+            p.grad = None
+            p.grad = torch.linspace(-1, number, 9, device=DEVICE).view(3, 3)
+            optimizer.step()
+        runs.append(p)
+    torch.testing.assert_close(*runs, **CLOSE)
 
 
 def test_states_that_are_cleared_begin_anew(path):
