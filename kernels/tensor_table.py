@@ -62,7 +62,7 @@ class TensorTable:
         self._moving = self._host_buffer().to(self.device)
         self.gradients, self.learning_rates, self.groups = self._split(self._moving)
         self._current: Any = None
-        self._before_capture = self._host_buffer()
+        self._spare: Tensor | None = self._host_buffer()  # memory of the host is not to be allocated during a capture
         self.captured: list[Tensor] = []  # buffers that the replays of CUDA graphs read
         self._stream = self._current_stream()
 
@@ -106,7 +106,8 @@ class TensorTable:
         values = (gradients, rates, scalars)
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             # Each replay copies from this buffer again: it stays, as it is. What the device has by then is not known.
-            host, self._before_capture = self._before_capture, self._host_buffer()
+            host = self._host_buffer() if self._spare is None else self._spare
+            self._spare = None
             self.captured.append(host)
             self._current = None
         else:
@@ -115,6 +116,8 @@ class TensorTable:
                 self._stream = stream
                 for tensor in (self.rows, self.first_chunks, self.finished, self.norm_sums, self._moving):
                     tensor.record_stream(stream)
+            if self._spare is None:
+                self._spare = self._host_buffer()
             if values == self._current:
                 return
             host = self._host_buffer()

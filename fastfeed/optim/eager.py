@@ -30,17 +30,28 @@ class Scaling(NamedTuple):
 
     def applied(self, grads: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Return the gradients in a dtype, scaled: new ones, or those given where nothing changes."""
-        grads = in_dtype(grads, dtype)
+        scaled = in_dtype(grads, dtype)
         if self.grad_scale is not None:
-            grads = list(torch._foreach_div(grads, self.grad_scale.to(dtype)))
-        if self.clip is not None:
-            grads = list(torch._foreach_mul(grads, self.clip.to(dtype)))
-        return grads
+            scaled = list(torch._foreach_div(scaled, self.grad_scale.to(dtype)))
+        if self.clip is not None and scaled is grads:
+            scaled = list(torch._foreach_mul(scaled, self.clip.to(dtype)))
+        elif self.clip is not None:
+            torch._foreach_mul_(scaled, self.clip.to(dtype))
+        return scaled
 
 
 def in_dtype(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Return tensors, all of one dtype, in another; the list itself where they are of that."""
     return tensors if tensors[0].dtype == dtype else [t.to(dtype) for t in tensors]
+
+
+def count_steps(steps: list[Tensor]) -> None:
+    """Add 1 to each."""
+    if steps[0].device.type == "cpu":
+        # A number would become a tensor for each of them, in several times the time of the addition.
+        torch._foreach_add_(steps, torch.tensor(1.0, dtype=torch.float32, device="cpu"), alpha=1.0)
+    else:
+        torch._foreach_add_(steps, 1)
 
 
 def begin_parts(
@@ -82,7 +93,7 @@ class PartStep:
         self, optimizer: "MultiTensorOptimizer", group: dict[str, Any], rows: Rows, grads: list[Tensor]
     ) -> None:
         self.optimizer, self.group, self.rows, self.grads = optimizer, group, rows, grads
-        torch._foreach_add_(rows.steps, 1)
+        count_steps(rows.steps)
 
     def finish(self) -> None:
         """Step everything."""
