@@ -48,9 +48,10 @@ class Peers:
         if package == "timm":
             torchvision_or_skip("torchvision")  # which timm imports
             pytest.importorskip("timm", reason="needs the package timm, which is not installed")
-            options |= {LAMB: {"max_grad_norm": None}, LARS: {"trust_coeff": group.get("trust_coefficient")}}.get(
-                cls, {}
-            )
+        if cls is LAMB:
+            options["max_grad_norm"] = None
+        if cls is LARS:
+            options["trust_coeff"] = group["trust_coefficient"]
         return getattr(importlib.import_module(f"{package}.optim"), name)([q], lr=0.0, foreach=False, **options)
 
     @torch.no_grad()
