@@ -6,12 +6,16 @@ import os
 import pytest
 import torch
 
+from tests.interpreter import patch_language_once
+
 HAS_GPU = torch.cuda.is_available()
 HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 if not HAS_GPU:
     # Triton reads this when a kernel is decorated, that is on the first import of a kernel file.
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton") is not None:
+        patch_language_once()
 
 
 def pytest_collection_modifyitems(config, items):
