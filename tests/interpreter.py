@@ -13,7 +13,9 @@ def patch_language_once() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    own = interpreter._patch_lang
+    own = getattr(interpreter, "_patch_lang", None)
+    if own is None:
+        return  # of another version, which goes its own way
     modules: dict[Any, set[str]] = {}
     patched: set[str] = set()
 
