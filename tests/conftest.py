@@ -11,6 +11,10 @@ from tests.interpreter import patch_language_once
 HAS_GPU = torch.cuda.is_available()
 HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
+# Processes that share the cores must not each take all of them: small ops wait for threads that do not run.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
 if not HAS_GPU:
     # Triton reads this when a kernel is decorated, that is on the first import of a kernel file.
     os.environ["TRITON_INTERPRET"] = "1"
