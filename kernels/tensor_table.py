@@ -63,7 +63,7 @@ class TensorTable:
         self.gradients, self.learning_rates, self.groups = self._split(self._moving)
         self._current: Any = None
         self._spare: Tensor | None = self._host_buffer()  # memory of the host is not to be allocated during a capture
-        self.captured: list[Tensor] = []  # buffers that the replays of CUDA graphs read
+        self.captured: list[Tensor] = []  # what the replays of CUDA graphs read
         self._stream = self._current_stream()
 
     @property
@@ -104,11 +104,12 @@ class TensorTable:
             own + 4 * SCALARS.value * group if lr is None else lr.data_ptr() for group, lr in enumerate(learning_rates)
         ]
         values = (gradients, rates, scalars)
+        self._rates = learning_rates  # those that were converted belong to nobody else, and the launches read them
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             # Each replay copies from this buffer again: it stays, as it is. What the device has by then is not known.
             host = self._host_buffer() if self._spare is None else self._spare
             self._spare = None
-            self.captured.append(host)
+            self.captured += [host, *(lr for lr in learning_rates if lr is not None)]
             self._current = None
         else:
             stream = self._current_stream()
@@ -118,7 +119,7 @@ class TensorTable:
                     tensor.record_stream(stream)
             if self._spare is None:
                 self._spare = self._host_buffer()
-            if values == self._current:
+            if values == self._current and not self.captured:  # a replay since then has brought its own
                 return
             host = self._host_buffer()
             self._current = values

@@ -3,6 +3,7 @@ kernel writes where a tensor was.
 """
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -281,3 +282,34 @@ def test_groups_that_come_and_go(path):
         one.param_groups[0]["params"] += first["params"]
         step(one, 4)
     assert_same(optimizer, plain, **CLOSE)
+
+
+def test_after_a_replay_the_table_is_brought_again():
+    """A replay brings what was captured, unknown to the host: here by hand, as there may be no GPU."""
+    pytest.importorskip("triton")
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(3, device=DEVICE))], lr=1.0)
+    (p,) = params_of(optimizer)
+    captured, eager = torch.full_like(p, 10), torch.ones_like(p)
+    p.grad = captured
+    optimizer.step()
+    ((_, table),) = optimizer._plan.tables
+    brought = table._moving.clone()
+    table.captured.append(brought)
+    for _ in range(2):
+        p.grad = eager
+        optimizer.step()
+        table._moving.copy_(brought)
+    assert p.tolist() == [-12, -12, -12]
+
+
+def test_learning_rates_are_kept_while_launches_read_them():
+    pytest.importorskip("triton")
+    optimizer = build()
+    step(optimizer, 0)
+    ((indices, table),) = optimizer._plan.tables
+    _, scalars = optimizer._scalars_on(DEVICE)
+    converted = torch.ones((), device=DEVICE)
+    kept = weakref.ref(converted)
+    table.refresh([0] * len(indices), [None, converted], scalars)
+    del converted
+    assert kept() is not None
