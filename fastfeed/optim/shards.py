@@ -64,7 +64,8 @@ def find_reductions(params: list[Tensor], process_group: Any) -> tuple[list[Redu
     for key in distinct:
         indices = [i for i, own in enumerate(keys) if own == key]
         device = params[indices[0]].device if indices else params[0].device if params else "cpu"
-        reductions.append(Reduction(*key, torch.tensor(indices, dtype=torch.int64).to(device, non_blocking=True)))
+        rows = torch.tensor(indices, dtype=torch.int64, device="cpu")  # whatever the default device is
+        reductions.append(Reduction(*key, rows.to(device, non_blocking=True)))
     return reductions, [numbers[key] for key in keys]
 
 

@@ -313,3 +313,15 @@ def test_learning_rates_are_kept_while_launches_read_them():
     table.refresh([0] * len(indices), [None, converted], scalars)
     del converted
     assert kept() is not None
+
+
+@pytest.mark.parametrize("cls", [AdamW, LAMB])
+def test_default_device_has_no_part(path, cls):
+    optimizer, plain = (build(cls, max_grad_norm=1.0, ema_decay=0.9) for _ in range(2))
+    for one in (optimizer, plain):
+        for p in params_of(one):
+            p.grad = torch.ones_like(p)
+    plain.step()
+    with torch.device("meta"):
+        optimizer.step()
+    assert_same(optimizer, plain, **EXACT)
