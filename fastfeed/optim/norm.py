@@ -35,6 +35,8 @@ def total_square(
             "clip them with torch.nn.utils.clip_grad_norm_ before the step instead"
         )
     device = next(iter(devices), plan.reductions[0].rows.device)
+    if grad_scale is not None:  # it is where the loss was, which may be elsewhere
+        grad_scale = grad_scale.to(device, torch.float32, non_blocking=True)
     totals = []
     # Every rank comes through here for every reduction, whether it has gradients or not: the others wait for it.
     for number, reduction in enumerate(plan.reductions):
