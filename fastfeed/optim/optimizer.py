@@ -319,7 +319,13 @@ class MultiTensorOptimizer(Optimizer):
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """Return a context in which the parameters are the averaged weights, see `swap_ema`."""
+        """Return a context in which the parameters are the averaged weights, see `swap_ema`.
+
+        Raises:
+            RuntimeError: the optimizer keeps no average; averaged weights are swapped in already.
+        """
+        if self._swapped is not None:  # or else the parameters would come back, for as long as the context lasts
+            raise RuntimeError("the averaged weights are swapped in already: do not nest ema_weights()")
         self.swap_ema()
         try:
             yield

@@ -98,6 +98,18 @@ def test_weights_come_back_after_an_exception():
     assert str(p.tolist()) == "[1.0, -0.0, nan]"
 
 
+def test_averages_are_not_swapped_in_twice():
+    p = torch.nn.Parameter(torch.zeros(3, device=DEVICE))
+    optimizer = SGD([p], lr=0.1, ema_decay=0.5)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.state[p]["ema"].fill_(5)
+    with optimizer.ema_weights():
+        with pytest.raises(RuntimeError, match="already"), optimizer.ema_weights():
+            pass
+        assert p.tolist() == [5, 5, 5]
+
+
 def test_without_averages():
     with pytest.raises(RuntimeError, match="pass ema_decay"):
         SGD(parameters()).swap_ema()
