@@ -493,7 +493,7 @@ def _address_of_nothing(grad: Tensor) -> int:
 
 def _kind(grad: Tensor) -> tuple[Any, ...]:
     """Describe what decides how a gradient is read; not all types have memory."""
-    return type(grad), grad.dtype, grad.stride(), grad.numel()
+    return type(grad), grad.dtype, grad.stride(), grad.numel(), grad.is_neg()
 
 
 def _on(t: Tensor | None, device: torch.device) -> Tensor | None:

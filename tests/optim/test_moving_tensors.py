@@ -207,6 +207,15 @@ def test_negated_gradient_of_one_element(path):
     assert (real.item(), imaginary.item()) == (0.0, 4.0)
 
 
+def test_gradient_that_is_negated_later(path):
+    p = torch.nn.Parameter(torch.ones(3, device=DEVICE))
+    optimizer = SGD([p], lr=1.0)
+    gradient = torch.ones_like(p)
+    for p.grad in (gradient, torch._neg_view(gradient), torch._neg_view(gradient), gradient, gradient):
+        optimizer.step()
+    assert p.tolist() == [0.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16], ids=str)
 def test_model_is_cast(path, dtype):
     """The step goes on in the new dtype; moments stay as they were until they are loaded again."""
