@@ -126,3 +126,13 @@ def test_limit_can_change(path):
         optimizer.max_grad_norm = limit
         optimizer.step()
         torch.testing.assert_close(p.detach(), torch.full_like(p, expected), **CLOSE)
+
+
+def test_each_step_has_its_own_norm(path):
+    params = [torch.nn.Parameter(torch.zeros(8, device=DEVICE)) for _ in range(2)]
+    optimizer = SGD(params, lr=0.1, max_grad_norm=1.0)
+    for value in (1.0, 2.0, 0.5):
+        for p in params:
+            p.grad = torch.full_like(p, value)
+        optimizer.step()
+        assert optimizer.grad_norm.item() == 4 * value
