@@ -55,9 +55,9 @@ def test_matches_torchs_clipping(path, cls, limit, scale, exact_bf16):
 def test_a_norm_below_the_limit_changes_nothing(path, cls, scale):
     def run(max_grad_norm):
         dtypes = (torch.float32, torch.bfloat16, torch.float16)
-        tensors = [p for dtype in dtypes for p in parameters(dtype, sizes=[0, 131])[:5]]
+        tensors = [p for dtype in dtypes for p in parameters(dtype, sizes=[0, 131])[1:5:3]]
         optimizer = grouped(cls, tensors, max_grad_norm=max_grad_norm)
-        for step in range(2):
+        for step in range(3, 5):
             set_gradients_of(optimizer, step)
             scale_gradients(optimizer, scale, [torch.float32, torch.bfloat16])
             optimizer.step()
