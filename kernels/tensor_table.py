@@ -115,7 +115,8 @@ class TensorTable:
             stream = self._current_stream()
             if stream != self._stream:  # the memory must not be given away while a launch on another stream reads it
                 self._stream = stream
-                for tensor in (self.rows, self.first_chunks, self.finished, self.norm_sums, self._moving):
+                always = [self.rows, self.first_chunks, self.finished, self.norm_sums, self._moving]
+                for tensor in [*always, *filter(torch.is_tensor, (self.trust_sums, self.trust_partial_sums))]:
                     tensor.record_stream(stream)
             if self._spare is None:
                 self._spare = self._host_buffer()

@@ -88,6 +88,24 @@ def check_options(optimizer: "MultiTensorOptimizer") -> None:
             raise ValueError(f"Invalid ema_decay: {ema_decay}: expected 0 to 1, or None to keep no average")
 
 
+def check_params(optimizer: str, params: Sequence[Tensor], stochastic_rounding: bool) -> None:
+    """Raise ValueError where a parameter of a group is of a kind that the optimizer cannot step."""
+    problem = None
+    for p in params:
+        if p.is_complex():
+            problem = "complex parameters: pass torch.view_as_real of them"
+        elif p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            problem = f"parameters of dtype {p.dtype}"
+        elif p.layout != torch.strided:
+            problem = f"sparse parameters, as of layout {p.layout}: consider torch.optim.SparseAdam"
+        elif stochastic_rounding and p.dtype == torch.float16:
+            problem = "stochastic_rounding of torch.float16 parameters: it is for torch.bfloat16"
+    if len(set(map(id, params))) < len(params):
+        problem = "a parameter that is twice in a group: pass it once"
+    if problem is not None:
+        raise ValueError(f"{optimizer} does not support {problem}")
+
+
 def check_tensors(
     optimizer: str, index: int, p: Tensor, grad: Tensor, state: dict[str, Any], names: Sequence[str]
 ) -> None:

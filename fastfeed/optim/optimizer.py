@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fastfeed.optim import checkpoint
-from fastfeed.optim.checks import check_options, check_tensors
+from fastfeed.optim.checks import check_options, check_params, check_tensors
 from fastfeed.optim.eager import PartStep, Scaling, begin_parts
 from fastfeed.optim.norm import total_square
-from fastfeed.optim.plan import Entry, Plan, addresses, make_plan
+from fastfeed.optim.plan import Entry, Plan, address_of_nothing, addresses, kind_of, make_plan
 from fastfeed.optim.reference import Columns
 from fastfeed.optim.shards import Reduction, add_up_shards, any_dtensors, find_reductions, local, local_gradient
 from fastfeed.optim.states import complete
@@ -101,7 +101,7 @@ class MultiTensorOptimizer(Optimizer):
 
     def _forget_plan(self) -> None:
         if self._plan is not None and (captured := [table for _, table in self._plan.tables if table.captured]):
-            self._captured += [captured, self._norm_buffers]
+            self._captured += [captured, self._norm_buffers, self._plan.entries]
         self._plan = None
         self._signature: Any = None
         self._kinds: list[Any] = []
@@ -168,19 +168,11 @@ class MultiTensorOptimizer(Optimizer):
                 )
             self._check(group)
         super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            problem = None
-            if p.is_complex():
-                problem = "complex parameters: pass torch.view_as_real of them"
-            elif p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-                problem = f"parameters of dtype {p.dtype}"
-            elif p.layout != torch.strided:
-                problem = f"sparse parameters, as of layout {p.layout}: consider torch.optim.SparseAdam"
-            elif self.stochastic_rounding and p.dtype == torch.float16:
-                problem = "stochastic_rounding of torch.float16 parameters: it is for torch.bfloat16"
-            if problem is not None:
-                self.param_groups.pop()
-                raise ValueError(f"{type(self).__name__} does not support {problem}")
+        try:
+            check_params(type(self).__name__, self.param_groups[-1]["params"], self.stochastic_rounding)
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle holds."""
@@ -199,6 +191,16 @@ class MultiTensorOptimizer(Optimizer):
             self.__dict__.setdefault(name, value)
         super().__setstate__(state)
         self._forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, see :meth:`torch.optim.Optimizer.state_dict`.
+
+        Raises:
+            RuntimeError: averaged weights are swapped in: the model's state dict would hold them, and none the weights.
+        """
+        if self._swapped is not None:
+            raise RuntimeError("the averaged weights are swapped in: call swap_ema() before state_dict()")
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this optimizer, or of torch.optim's of the same name.
@@ -251,6 +253,7 @@ class MultiTensorOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if closure is not None or self._optimizer_step_pre_hooks:  # which may have changed the gradients
             found = None
 
         plan, grads = self._prepared()
@@ -312,10 +315,10 @@ class MultiTensorOptimizer(Optimizer):
             self._swapped = [(p, p.detach().clone()) for p in averaged]
             for p in averaged:
                 p.copy_(self.state[p]["ema"])
-        else:
-            for p, kept in self._swapped:
-                p.copy_(kept)
-            self._swapped = None
+            return
+        for p, kept in self._swapped:
+            p.copy_(kept)
+        self._swapped = None
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
@@ -345,19 +348,19 @@ class MultiTensorOptimizer(Optimizer):
             grads = [None if g is None else local_gradient(p, g) for p, g in zip(params, grads, strict=True)]
         plan = self._current_plan(params, grads)
         for indices, table in plan.tables:
-            places = [0 if (g := grads[i]) is None else g.data_ptr() or _address_of_nothing(g) for i in indices]
+            places = [0 if (g := grads[i]) is None else g.data_ptr() or address_of_nothing(g) for i in indices]
             table.refresh(places, *self._scalars_on(table.device))
         return plan, grads
 
     def _current_plan(self, params: list[Tensor], grads: list[Tensor | None]) -> Plan:
         """Return the plan, made anew when a tensor has moved or has its first gradient."""
         if self._plan is not None and self._signature == self._signature_of(params):
-            kinds = [kind if g is None else _kind(g) for g, kind in zip(grads, self._kinds, strict=True)]
+            kinds = [kind if g is None else kind_of(g) for g, kind in zip(grads, self._kinds, strict=True)]
             if kinds == self._kinds:
                 return self._plan
         self._forget_plan()
         entries, reductions = self._entries(params, grads)
-        self._kinds = [None if g is None else _kind(g) for g in grads]
+        self._kinds = [None if g is None else kind_of(g) for g in grads]
         self._signature = self._signature_of(params)
         self._plan = make_plan(
             entries,
@@ -482,18 +485,6 @@ class MultiTensorOptimizer(Optimizer):
                 row[column] = value
             rows.append(row)
         return rates, rows
-
-
-def _address_of_nothing(grad: Tensor) -> int:
-    """An address for an empty gradient, whose own is 0, which says that there is none."""
-    if grad.numel() != 0:
-        raise RuntimeError(f"a gradient of shape {list(grad.shape)} on {grad.device} has no memory: it has been freed")
-    return 16
-
-
-def _kind(grad: Tensor) -> tuple[Any, ...]:
-    """Describe what decides how a gradient is read; not all types have memory."""
-    return type(grad), grad.dtype, grad.stride(), grad.numel(), grad.is_neg()
 
 
 def _on(t: Tensor | None, device: torch.device) -> Tensor | None:

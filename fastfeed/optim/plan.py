@@ -154,3 +154,15 @@ def addresses(objects: Sequence[Any]) -> list[int]:
     if set(map(type, objects)) <= PLAIN:
         return list(map(Tensor.data_ptr, objects))
     return [value.data_ptr() if type(value) in PLAIN else id(value) for value in objects]
+
+
+def address_of_nothing(grad: Tensor) -> int:
+    """An address for an empty gradient, whose own is 0, which says that there is none."""
+    if grad.numel() != 0:
+        raise RuntimeError(f"a gradient of shape {list(grad.shape)} on {grad.device} has no memory: it has been freed")
+    return 16
+
+
+def kind_of(grad: Tensor) -> tuple[Any, ...]:
+    """Describe what decides how a gradient is read; not all types have memory."""
+    return type(grad), grad.dtype, grad.stride(), grad.numel(), grad.is_neg()

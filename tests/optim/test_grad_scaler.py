@@ -209,3 +209,18 @@ def test_what_was_found_is_not_kept_for_other_gradients(path):
     ours.find_inf(torch.ones((), device=DEVICE))
     ours.step(closure), plain.step()
     assert_same(ours, plain, **EXACT)
+
+
+def test_a_hook_may_change_gradients_before_the_step():
+    """What was found before the hook is then of other gradients."""
+    p = torch.nn.Parameter(torch.zeros(4))
+    optimizer = AdamW([p], max_grad_norm=1.0)
+
+    def hook(*_):
+        p.grad.mul_(100)
+
+    optimizer.register_step_pre_hook(hook)
+    scaler = GradScaler("cpu", init_scale=2.0)
+    scaler.scale(p.sum()).backward()
+    scaler.step(optimizer)
+    assert optimizer.grad_norm == 200.0
