@@ -31,12 +31,12 @@ class Scaling(NamedTuple):
     def applied(self, grads: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Return the gradients in a dtype, scaled: new ones, or those given where nothing changes."""
         scaled = in_dtype(grads, dtype)
+        if self.clip is not None:
+            # One pass for both; loss scales are powers of 2, of which the quotient is exact.
+            factor = self.clip.to(dtype) if self.grad_scale is None else self.clip.to(dtype) / self.grad_scale.to(dtype)
+            return list(torch._foreach_mul(scaled, factor))
         if self.grad_scale is not None:
-            scaled = list(torch._foreach_div(scaled, self.grad_scale.to(dtype)))
-        if self.clip is not None and scaled is grads:
-            scaled = list(torch._foreach_mul(scaled, self.clip.to(dtype)))
-        elif self.clip is not None:
-            torch._foreach_mul_(scaled, self.clip.to(dtype))
+            return list(torch._foreach_div(scaled, self.grad_scale.to(dtype)))
         return scaled
 
 

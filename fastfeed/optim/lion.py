@@ -79,5 +79,6 @@ class Lion(MultiTensorOptimizer):
         if group["weight_decay"] != 0:
             torch._foreach_add_(p, p, alpha=-lr * group["weight_decay"])
         mixed = torch._foreach_lerp(m, g, 1 - beta1)
-        torch._foreach_add_(p, torch._foreach_sign(mixed), alpha=-lr)
+        torch._foreach_sign_(mixed)
+        torch._foreach_add_(p, mixed, alpha=-lr)
         torch._foreach_lerp_(m, g, 1 - beta2)
