@@ -13,7 +13,7 @@ from fastfeed.optim import checkpoint
 from fastfeed.optim.checks import check_options, check_params, check_tensors
 from fastfeed.optim.eager import PartStep, Scaling, begin_parts
 from fastfeed.optim.norm import total_square
-from fastfeed.optim.plan import Entry, Plan, address_of_nothing, addresses, kind_of, make_plan
+from fastfeed.optim.plan import Entry, Plan, address_of_nothing, addresses, kinds_of, make_plan
 from fastfeed.optim.reference import Columns
 from fastfeed.optim.shards import Reduction, add_up_shards, any_dtensors, find_reductions, local, local_gradient
 from fastfeed.optim.states import complete
@@ -355,12 +355,13 @@ class MultiTensorOptimizer(Optimizer):
     def _current_plan(self, params: list[Tensor], grads: list[Tensor | None]) -> Plan:
         """Return the plan, made anew when a tensor has moved or has its first gradient."""
         if self._plan is not None and self._signature == self._signature_of(params):
-            kinds = [kind if g is None else kind_of(g) for g, kind in zip(grads, self._kinds, strict=True)]
-            if kinds == self._kinds:
+            known = [kind for g, kind in zip(grads, self._kinds, strict=True) if g is not None]
+            if known == kinds_of([g for g in grads if g is not None]):
                 return self._plan
         self._forget_plan()
         entries, reductions = self._entries(params, grads)
-        self._kinds = [None if g is None else kind_of(g) for g in grads]
+        kinds = iter(kinds_of([g for g in grads if g is not None]))
+        self._kinds = [None if g is None else next(kinds) for g in grads]
         self._signature = self._signature_of(params)
         self._plan = make_plan(
             entries,
@@ -379,8 +380,10 @@ class MultiTensorOptimizer(Optimizer):
         longer than the kernel.
         """
         # Others may keep what they like in the state, and a step may have been set to a number.
-        kept: Iterable[Any] = (state.values() for state in self.state.values() if isinstance(state, dict))
-        states = list(chain.from_iterable(kept))
+        kept: Iterable[Any] = self.state.values()
+        if set(map(type, kept)) != {dict}:
+            kept = [state for state in kept if isinstance(state, dict)]
+        states = list(chain.from_iterable(map(dict.values, kept)))
         if any_dtensors(params):
             params, states = list(map(local, params)), list(map(local, states))
         return (

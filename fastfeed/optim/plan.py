@@ -1,6 +1,7 @@
 """Which parameters are stepped together, and by what: found once, and again when a tensor has moved."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -163,6 +164,8 @@ def address_of_nothing(grad: Tensor) -> int:
     return 16
 
 
-def kind_of(grad: Tensor) -> tuple[Any, ...]:
-    """Describe what decides how a gradient is read; not all types have memory."""
-    return type(grad), grad.dtype, grad.stride(), grad.numel(), grad.is_neg()
+def kinds_of(grads: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """Describe what decides how gradients are read; not all types have memory, and some memory holds the negative."""
+    dtypes = map(attrgetter("dtype"), grads)
+    numels, strides, negated = (map(method, grads) for method in (Tensor.numel, Tensor.stride, Tensor.is_neg))
+    return list(zip(map(type, grads), dtypes, numels, strides, negated, strict=True))
