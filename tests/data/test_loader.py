@@ -370,7 +370,8 @@ def test_failed_epochs_leave_no_threads(tmp_path, what):
         with pytest.raises(SampleError, match=r"002\.jpg"):
             list(data)
         counts.append(len(os.listdir("/proc/self/task")))
-    assert max(counts[1:]) <= counts[1]  # the first error may start threads that DALI keeps for all
+    # The first error may start threads that DALI keeps for all. One that is left stays; others may come and go.
+    assert min(counts[2:]) <= counts[1]
 
 
 def test_interpreter_exit_in_the_middle_of_an_epoch(folder):
