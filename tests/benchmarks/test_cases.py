@@ -8,8 +8,13 @@ import torch.nn.functional as F
 
 from benchmarks.case import Options, label
 from benchmarks.cases import all_cases
+from benchmarks.cases.avg_max_pool import AvgMaxPoolCase
 from benchmarks.cases.cross_entropy import CrossEntropyCase, torch_cross_entropy
+from benchmarks.cases.dense_cross_entropy import DenseCrossEntropyCase
 from benchmarks.cases.finish import FinishCase, FinishMixupCase
+from benchmarks.cases.gem_pool import GeMPoolCase
+from benchmarks.cases.hard_examples import FocalCase, OhemCase
+from benchmarks.cases.kl_divergence import KLDivergenceCase
 from benchmarks.cases.optimizers import AdamWCase, SGDCase
 from benchmarks.gpu_timing import capture
 from benchmarks.peers import Absent
@@ -232,6 +237,25 @@ def test_finish_on_a_gpu_passes_its_check(case, dtype):
 
 
 # --- torch.compile --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "shape"),
+    [
+        (DenseCrossEntropyCase, (32, 100)),
+        (OhemCase, (2, 19, 8, 8)),
+        (FocalCase, (2, 19, 8, 8)),
+        (KLDivergenceCase, (32, 100)),
+        (GeMPoolCase, "contiguous-2x16x7x7"),
+        (AvgMaxPoolCase, "channels_last-2x16x7x7"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_compiled(case, shape):
+    instance = case(CPU, shape, torch.float32)
+    instance.check(COMPILED)
+    instance.close()
 
 
 @pytest.mark.slow
