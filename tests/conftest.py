@@ -1,5 +1,6 @@
 """Shared set-up. Runs before any test module, so before any kernel is imported."""
 
+import gc
 import importlib.util
 import os
 
@@ -28,6 +29,13 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch.cuda.is_available() is False"))
         elif not HAS_DALI and "dali" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs NVIDIA DALI, which is not installed"))
+
+
+def pytest_collection_finish():
+    # What has been imported and collected stays to the end: garbage collections need not go through it, of which some
+    # tests make several.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter, config):
