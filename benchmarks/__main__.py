@@ -1,7 +1,8 @@
-"""The command line: ``python -m benchmarks run | list | report | compare | equality``, from the root of a checkout."""
+"""The command line: ``python -m benchmarks run | list | report | compare | equality | accuracy``, in a checkout."""
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import accuracy
 from benchmarks.case import Case, Options, label, select
 from benchmarks.cases import all_cases
 from benchmarks.compare import compare
@@ -140,43 +142,72 @@ def _equality(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: 
     return 0
 
 
+def _accuracy(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> int:
+    _check_device(parser, args)
+    settings = accuracy.Settings(
+        args.data, args.epochs, args.width, args.batch_size, args.lr, torch.device(args.device), args.threads
+    )
+    options = ("epochs", "width", "batch_size", "lr", "seeds", "device", "threads")
+    flags = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in options]
+    command = " ".join(["python -m benchmarks accuracy", shlex.quote(str(args.data)), *flags])
+    try:
+        seeds = range(args.seeds)
+        outcomes = accuracy.compare(settings, seeds, lambda line: print(line, flush=True))
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
+    found = accuracy.table(settings, seeds, outcomes, command)
+    if args.output is None:
+        print(f"\n{found}", end="")
+    else:
+        args.output.write_text(found)
+        print(f"table    {args.output}")
+    return 0 if accuracy.comparison(outcomes).same else 1
+
+
 def _options(args: argparse.Namespace) -> Options:
     return Options(torch.device(args.device), args.quick, args.data, args.threads)
 
 
 def _selected(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> list:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no NVIDIA GPU (torch.cuda.is_available() is False)")
+    _check_device(parser, args)
     selected = select(cases, _options(args), args.filter)
     if not selected:
         parser.error(f"--filter {args.filter}: no such row; `python -m benchmarks list` shows them all")
     return selected
 
 
+def _check_device(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no NVIDIA GPU (torch.cuda.is_available() is False)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    rows = argparse.ArgumentParser(add_help=False)
-    rows.add_argument("--quick", action="store_true", help="fewer rows, and less time for each")
-    rows.add_argument(
-        "--filter", default="", metavar="SUBSTRING", help="only rows whose name/shape/dtype contains this"
-    )
-    rows.add_argument(
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument(
         "--device",
         choices=("cpu", "cuda"),
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where to run; the current GPU by default, if there is one",
+    )
+    where.add_argument(
+        "--threads",
+        type=_positive,
+        default=cores(),
+        metavar="N",
+        help="threads for an operation on the CPU, and workers of the loaders; one per core by default",
+    )
+    rows = argparse.ArgumentParser(add_help=False, parents=[where])
+    rows.add_argument("--quick", action="store_true", help="fewer rows, and less time for each")
+    rows.add_argument(
+        "--filter", default="", metavar="SUBSTRING", help="only rows whose name/shape/dtype contains this"
     )
     rows.add_argument(
         "--data",
         type=_folder,
         metavar="DIR",
         help="a folder of class folders: feed its photographs to the loaders, at 224 x 224, instead of drawn images",
-    )
-    rows.add_argument(
-        "--threads",
-        type=_positive,
-        default=cores(),
-        metavar="N",
-        help="threads for an operation on the CPU, and workers of the loaders; one per core by default",
     )
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure fastfeed against PyTorch.")
@@ -217,6 +248,21 @@ def _parser() -> argparse.ArgumentParser:
         "--data", type=_folder, metavar="DIR", help="a folder of class folders: take its photographs, not drawn images"
     )
     equality.set_defaults(handle=_equality)
+    accuracy_ = commands.add_parser(
+        "accuracy",
+        parents=[where],
+        help="train on CIFAR-10 with our parts and with PyTorch's; exit with 1 if accuracies differ beyond the seeds'",
+    )
+    accuracy_.add_argument(
+        "data", type=_folder, metavar="DIR", help="a folder with train/ and test/, and class folders in each"
+    )
+    accuracy_.add_argument("--epochs", type=_positive, default=5, metavar="N", help="by default 5; 24 for 94%%")
+    accuracy_.add_argument("--width", type=_positive, default=16, metavar="N", help="by default 16; 64 for 94%%")
+    accuracy_.add_argument("--batch-size", type=_positive, default=512, metavar="N", help="by default 512")
+    accuracy_.add_argument("--lr", type=float, default=0.4, help="the highest learning rate, by default 0.4")
+    accuracy_.add_argument("--seeds", type=_several, default=3, metavar="N", help="how many, 2 or more; by default 3")
+    accuracy_.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the table there")
+    accuracy_.set_defaults(handle=_accuracy)
     return parser
 
 
@@ -229,6 +275,12 @@ def _folder(text: str) -> Path:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return int(text)
+
+
+def _several(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text}: expected 2 or more, or there is no spread to compare with")
     return int(text)
 
 
