@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from benchmarks.environment import cores
-from benchmarks.results import Span
+from benchmarks.steps import Steps
 from benchmarks.timing import Run
 
 
@@ -103,8 +103,8 @@ class Case:
         torch.testing.assert_close(actual, expected, **self.tolerance)
         return largest_error(actual, expected)
 
-    def timeline(self, provider: str) -> list[Span] | None:
-        """Return the spans of one typical training step by `provider`, if a run is made of steps."""
+    def record(self, provider: str) -> Steps | None:
+        """Return what the training steps of a run by `provider` are made of, if that is what it does."""
         return None
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from benchmarks import gpu_timing
 from benchmarks.case import Case, Options
 from benchmarks.peers import Absent
-from benchmarks.results import Span
+from benchmarks.steps import Steps
 from benchmarks.timing import Run, Sample, Timer, measure, wall_timer
 from benchmarks.watch import Watch
 
@@ -32,7 +32,7 @@ class Pass(NamedTuple):
         timing: as in a row.
         samples: provider -> a sample a round, for those that are "ok".
         apart: provider -> fields of a row that are measured outside of the rounds.
-        timelines: provider -> spans of one training step; empty in later passes.
+        records: provider -> what was recorded of training steps; empty in later passes.
         work: the model of the work: bytes, flops and images, as in a row.
         clock_mhz: as in a row.
         slowed_by: what slowed the machine down -> share of the time.
@@ -42,7 +42,7 @@ class Pass(NamedTuple):
     timing: str | None
     samples: dict[str, list[Sample]]
     apart: dict[str, dict[str, Any]]
-    timelines: dict[str, list[Span] | None]
+    records: dict[str, Steps | None]
     work: dict[str, int | None]
     clock_mhz: float | None
     slowed_by: dict[str, float]
@@ -65,7 +65,7 @@ def measure_pass(
         timer: the one that goes with the case and the device, by default.
     """
     watch = Watch(options.device)
-    timing, samples, apart, timelines = None, {}, {}, {}
+    timing, samples, apart, records = None, {}, {}, {}
     verdicts = dict.fromkeys(case.providers, Verdict("ok"))
     work: dict[str, int | None] = dict.fromkeys(("bytes", "flops", "images"))
     with ExitStack() as stack:
@@ -81,11 +81,11 @@ def measure_pass(
                 except ProviderError as error:  # the others once more, without it
                     verdicts = _sound(case.baseline, verdicts | {str(error): _failure(error.__cause__)})
             if before is None:
-                timelines = {name: instance.timeline(name) for name in sound}
+                records = {name: instance.record(name) for name in sound}
         except Exception as error:
             failure = _failure(error)
             verdicts = {name: failure if v.status == "ok" else v for name, v in verdicts.items()}
-        return Pass(verdicts, timing, samples, apart, timelines, work, *watch.state())
+        return Pass(verdicts, timing, samples, apart, records, work, *watch.state())
 
 
 def _check_all(case: Case) -> dict[str, Verdict]:

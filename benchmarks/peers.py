@@ -23,7 +23,8 @@ def need(module: str, install: str = 'pip install ".[peers]"') -> ModuleType:
     try:
         found = importlib.import_module(module)
         compiled = sys.modules.get("torchvision.extension")
-        if compiled is not None and not compiled._has_ops() and module.split(".")[0] in ("timm", "torchvision"):
+        in_workers = module.split(".")[0] in ("timm", "torchvision") and module != "timm.models"
+        if compiled is not None and not compiled._has_ops() and in_workers:
             # Its Python part may have been imported here all the same, but not in a worker.
             raise RuntimeError("torchvision's compiled part does not load with this PyTorch")
         return found

@@ -73,7 +73,7 @@ _NOTHING: dict[str, Any] = {
     **dict.fromkeys([f"{percentile}_us" for percentile in _PERCENTILES]),
     **dict.fromkeys([f"speedup_{percentile}" for percentile in _PERCENTILES]),
     **dict.fromkeys(("samples_us", "speedup_samples", "speedup_compiled")),
-    **dict.fromkeys(("host_us", "launches", "cores_used", "peak_bytes", "timeline")),
+    **dict.fromkeys(("host_us", "launches", "cores_used", "peak_bytes", "timeline", "data_wait", "device_idle")),
 }
 
 
@@ -82,6 +82,7 @@ def _numbers(provider: str, baseline: str, compiled: bool, passes: Sequence[Pass
     seconds = [[sample.seconds for sample in done.samples[provider]] for done in passes]
     speedups = [_ratios(done.samples, baseline, provider) for done in passes]
     first = passes[0]
+    record = first.records[provider]
     wall = first.timing == "wall"
     processor = sum(sample.processor for done in passes for sample in done.samples[provider])
     over_compiled = [_ratios(done.samples, COMPILED, provider) for done in passes] if compiled else None
@@ -94,7 +95,7 @@ def _numbers(provider: str, baseline: str, compiled: bool, passes: Sequence[Pass
         **{f"speedup_{name}": value for name, value in Band.of(_all(speedups))._asdict().items()},
         "speedup_samples": _samples(speedups),
         "speedup_compiled": Band.of(_all(over_compiled)).p50 if over_compiled else None,
-        "timeline": first.timelines[provider],
+        **(record._asdict() if record is not None else {}),
         **first.apart[provider],
     }
 

@@ -1,9 +1,9 @@
-"""The timeline of one typical training step: when the host begins each phase, and when the device does."""
+"""What training steps spend their time on: when the host begins each phase of one, and when the device does."""
 
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.results import Span
 
@@ -11,10 +11,26 @@ Begin = Callable[[str], object]  # told the name of the phase of a training step
 FIRST = "data wait"  # the phase with which a step begins
 
 
-def typical_step(
+class Steps(NamedTuple):
+    """What was recorded of training steps, with the names of a row's fields; None for what needs a GPU.
+
+    Attributes:
+        timeline: the spans of the step of median length: on the GPU if there is one, else on the host.
+        data_wait: share of the time of all steps, 0 to 1, in which the host waits for the next batch.
+        device_idle: the same of the GPU: from the end of a step to the batch of the next.
+        peak_bytes: the most device memory that PyTorch held meanwhile, beyond what it held before.
+    """
+
+    timeline: list[Span]
+    data_wait: float
+    device_idle: float | None = None
+    peak_bytes: int | None = None
+
+
+def record_steps(
     train: Callable[[Begin], object], gpu: Any = None, clock: Callable[[], float] = time.perf_counter
-) -> list[Span]:
-    """Record training steps and return the one of median length: on the GPU if there is one, else on the host.
+) -> Steps:
+    """Record training steps.
 
     Nothing waits for the GPU between steps. It is behind the host by what is in its queue, and a step is recorded as
     the two see it: at 0 µs the host begins it, and the GPU may still be busy with steps before. The GPU's "data wait"
@@ -24,11 +40,9 @@ def typical_step(
     Args:
         train: takes steps. It tells its argument when a phase begins, "data wait" first in every step and once more
             after the last.
-        gpu: `torch.cuda`, or what stands for it: `synchronize()`, and events as `Event(enable_timing=True)`.
+        gpu: `torch.cuda`, or what stands for it: `synchronize()`, events as `Event(enable_timing=True)`, and the
+            statistics of memory.
         clock: seconds on the host.
-
-    Returns:
-        A span per phase on the host, and after those one per phase on the GPU.
     """
     names: list[str] = []
     host: list[float] = []
@@ -41,7 +55,10 @@ def typical_step(
             events.append(gpu.Event(enable_timing=True))
             events[-1].record()
 
+    held = 0
     if gpu is not None:
+        gpu.reset_peak_memory_stats()
+        held = gpu.memory_allocated()
         gpu.synchronize()  # with an empty queue the first event passes as it is recorded: the common zero
     train(begin)
     if gpu is not None:
@@ -55,8 +72,13 @@ def typical_step(
     steps.sort(key=lambda step: times[step[1]] - times[step[0]])
     first, end = steps[len(steps) // 2]
     zero = lanes["host"][first]
-    return [
+    timeline = [
         Span(lane=lane, name=names[i], start_us=times[i] - zero, end_us=times[i + 1] - zero)
         for lane, times in lanes.items()
         for i in range(first, end)
     ]
+    waits = {
+        lane: sum(times[i + 1] - times[i] for i, _ in steps) / (times[-1] - times[0]) for lane, times in lanes.items()
+    }
+    peak = None if gpu is None else gpu.max_memory_allocated() - held
+    return Steps(timeline, waits["host"], waits.get("device"), peak)

@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.results import COMPILED, Row, groups
 
-_COLUMNS = {"provider": 19, "p20": 10, "p50": 10, "p80": 10, "rate": 11}
+_COLUMNS = {"provider": 25, "p20": 10, "p50": 10, "p80": 10, "rate": 11}
 
 
 def header(environment: dict[str, Any]) -> str:
@@ -44,9 +44,12 @@ def line(row: dict[str, Any]) -> str:
         return f"{_line(cells)}  {row['status'].upper()}, not timed: {row['reason']}"
     cells |= {name: _time(row[f"{name}_us"]) for name in ("p20", "p50", "p80")}
     cells["rate"] = _rate(row)
+    last = "{speedup_p50:.2f}x ({speedup_p20:.2f}-{speedup_p80:.2f})".format(**row)
     if row["provider"] == row["baseline"]:
-        return _line(cells, "baseline")
-    return _line(cells, "{speedup_p50:.2f}x ({speedup_p20:.2f}-{speedup_p80:.2f})".format(**row))
+        last = "baseline"
+    if row["data_wait"] is not None:
+        last += f", {row['data_wait']:.1%} waiting for data"
+    return _line(cells, last)
 
 
 def short(rows: Sequence[Row]) -> str:

@@ -4,9 +4,9 @@ import copy
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,8 +21,8 @@ import fastfeed.functional
 import fastfeed.optim
 from benchmarks.case import Case, Options, largest_error
 from benchmarks.peers import need
-from benchmarks.results import Span
-from benchmarks.steps import FIRST, Begin, typical_step
+from benchmarks.steps import FIRST, Begin, Steps, record_steps
+from benchmarks.torchvision_ops import import_torchvision
 from fastfeed.data.dali import dali_install_line
 from fastfeed.demo.baseline import PillowFolder
 from fastfeed.demo.draw import draw_dataset
@@ -30,9 +30,24 @@ from fastfeed.demo.network import SmallResNet
 
 Batch = tuple[Tensor, Tensor]  # images [N, 3, size, size], target [N]
 
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "small-resnet": SmallResNet,
-    "small-resnet-w64": partial(SmallResNet, width=64),
+
+def timm_network(name: str) -> Callable[[int, int], nn.Module]:
+    """Return a function that makes one of timm's networks, without trained weights."""
+
+    def make(classes: int, size: int) -> nn.Module:
+        options = {"img_size": size} if name.startswith("vit") else {}  # which learns an embedding of each place
+        with suppress(ModuleNotFoundError):
+            import_torchvision()  # which timm imports, whether or not its compiled part loads: networks do without
+        return need("timm.models").create_model(name, num_classes=classes, **options)
+
+    return make
+
+
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {  # of the number of classes and the size of the images
+    "small-resnet": lambda classes, size: SmallResNet(classes),
+    "small-resnet-w64": lambda classes, size: SmallResNet(classes, width=64),
+    "resnet50": timm_network("resnet50"),
+    "vit-s16": timm_network("vit_small_patch16_224"),
 }
 SMOOTHING = 0.1
 CHECKED_STEPS = 4
@@ -125,28 +140,33 @@ class TrainCase(Case):
     """Our loader, loss and optimizer against PyTorch's with Pillow, together and apart, around the same network.
 
     "fastfeed loader" has our loader and PyTorch's loss and optimizer, "fastfeed ops" the reverse. "synthetic" trains
-    with PyTorch on one batch that is on the device already: what the steps take by themselves.
+    with PyTorch on one batch that is on the device already, "synthetic, fastfeed ops" with our loss and optimizer: what
+    the steps take by themselves.
     """
 
     name = "train"
     direction = "epoch"
     baseline = "torch"
     wall_clock = True
-    packages: ClassVar = {"fastfeed loader": "fastfeed", "fastfeed ops": "fastfeed"}
-    no_peers = frozenset({"fastfeed loader", "fastfeed ops", "synthetic"})
+    packages: ClassVar = dict.fromkeys(("fastfeed loader", "fastfeed ops", "synthetic, fastfeed ops"), "fastfeed")
+    no_peers = frozenset({"fastfeed loader", "fastfeed ops", "synthetic", "synthetic, fastfeed ops"})
     providers: ClassVar = {
         "torch": lambda case: case.trainer(case.torch_batches, *TORCH_OPS),
         "fastfeed": lambda case: case.trainer(case.fastfeed_batches, *FASTFEED_OPS),
         "fastfeed loader": lambda case: case.trainer(case.fastfeed_batches, *TORCH_OPS),
         "fastfeed ops": lambda case: case.trainer(case.torch_batches, *FASTFEED_OPS),
         "synthetic": lambda case: case.trainer(case.synthetic_batches, *TORCH_OPS),
+        "synthetic, fastfeed ops": lambda case: case.trainer(case.synthetic_batches, *FASTFEED_OPS),
     }
 
     @classmethod
     def parameters(cls, options: Options) -> list[dict[str, Any]]:
-        """One network and batch, for the CPU of a size that two cores train on in a minute or two."""
+        """Networks and batches; for the CPU one, of a size that two cores train on in a minute or two."""
         if options.device.type == "cuda":
-            return [{"shape": "small-resnet-w64-64x3x224x224", "dtype": torch.bfloat16}]
+            shapes = ["resnet50-64x3x224x224"]
+            if not options.quick:
+                shapes += ["resnet50-256x3x224x224", "vit-s16-256x3x224x224", "small-resnet-w64-64x3x224x224"]
+            return [{"shape": shape, "dtype": torch.bfloat16} for shape in shapes]
         images = "16x3x224x224" if options.data else "64x3x64x64"
         return [{"shape": f"small-resnet-{images}", "dtype": torch.float32}]
 
@@ -157,7 +177,7 @@ class TrainCase(Case):
         self.dtype = dtype
         self.workers = options.threads
         # The same number for each of PyTorch's workers, which make whole batches: so none idles at the end of a run.
-        self.steps = self.workers * (4 if options.quick else 16)
+        self.steps = self.workers * (4 if options.quick or self.device.type == "cuda" else 16)
         self._resources = ExitStack()
 
         folder = options.data
@@ -172,7 +192,7 @@ class TrainCase(Case):
         self.classes = len(source.classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = NETWORKS[name](self.classes)
+            network = NETWORKS[name](self.classes, self.size)
         self.flops_per_run = self.steps * training_flops(network, self._shape)
         self.network = network.to(self.device, memory_format=torch.channels_last)
 
@@ -304,11 +324,11 @@ class TrainCase(Case):
         brightness, contrast = torch.cat(means), torch.cat(stds)
         return torch.stack((brightness.mean(0), brightness.std(0), contrast.mean(0)))
 
-    def timeline(self, provider: str) -> list[Span]:
-        """Return the spans of the step of median length in one more run."""
+    def record(self, provider: str) -> Steps:
+        """Record the steps of one more run."""
         trainer = self.providers[provider](self)
         gpu = torch.cuda if self.device.type == "cuda" else None
-        return typical_step(lambda begin: trainer.train(trainer.batches, begin), gpu)
+        return record_steps(lambda begin: trainer.train(trainer.batches, begin), gpu)
 
 
 def training_flops(network: nn.Module, shape: Sequence[int]) -> int:

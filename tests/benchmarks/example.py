@@ -41,6 +41,8 @@ def a_row(**fields):
         "speedup_samples": [1.0] * 10,
         "speedup_compiled": None,
         "timeline": None,
+        "data_wait": None,
+        "device_idle": None,
         "command": "python -m benchmarks run --filter cross_entropy/1024x1000/float32 --device cpu --threads 2",
         "device": "cpu",
         "cpu": "A processor",

@@ -1,6 +1,7 @@
 """Training, end to end: who pays for which batch, what the check sees, and the timeline of a step."""
 
 import multiprocessing
+import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,11 @@ from benchmarks.cases.train import FASTFEED_OPS, TORCH_OPS, Feed, TrainCase, Tra
 from benchmarks.harness import measure_pass
 from benchmarks.machine import Ceilings
 from benchmarks.rows import make_rows
-from benchmarks.steps import typical_step
+from benchmarks.steps import Steps, record_steps
 from benchmarks.timing import Sample
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fastfeed.demo.network import SmallResNet
+from tests.torchvision_ops import torchvision_or_skip
 
 PHASES = ["data wait", "forward", "backward", "optimizer"]
 CPU = Options(torch.device("cpu"), quick=True, threads=1)
@@ -102,6 +104,31 @@ def test_check_of_steps(device, dtype):
         assert_sees(case, provider(*FASTFEED_OPS), wrong)
     finally:
         case.close()
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [
+        ("resnet50-4x3x64x64", 25_557_032 - 992 * 2049),  # of 8 classes, not 1000
+        # With 2 x 2 places, not 14 x 14, too.
+        ("vit-s16-2x3x32x32", 22_050_664 - 992 * 385 - 192 * 384),
+    ],
+)
+def test_networks(shape, parameters):
+    torchvision_or_skip("torchvision")
+    pytest.importorskip("timm", reason="needs the package timm, which is not installed")
+    case = TrainCase(CPU, shape, torch.float32)
+    try:
+        assert sum(p.numel() for p in case.network.parameters()) == parameters
+        case.check("synthetic, fastfeed ops")
+    finally:
+        case.close()
+
+
+def test_a_network_of_a_package_that_is_absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.models", None)
+    found = measure_pass(TrainCase, {"shape": "resnet50-2x3x32x32", "dtype": torch.float32}, CPU)
+    assert {verdict.status for verdict in found.verdicts.values()} == {"absent"}
 
 
 def test_check_sees_a_last_step_that_is_wrong(case):
@@ -214,6 +241,23 @@ class Clock:
         assert enable_timing
         return Event(self)
 
+    # Memory: what is held, and the most since it was looked at.
+
+    held = peak = 0
+
+    def hold(self, size):
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+    def reset_peak_memory_stats(self):
+        self.peak = self.held
+
+    def memory_allocated(self):
+        return self.held
+
+    def max_memory_allocated(self):
+        return self.peak
+
 
 class Event:
     def __init__(self, clock):
@@ -254,24 +298,41 @@ def spans(lane, *times):
 def test_step_of_median_length_on_the_host():
     clock = Clock()
     clock.now = 7.0
-    step = typical_step(train(clock, [64, 4, 8, 2, 16], 1, (0, 0, 0)), clock=clock)
-    assert step == spans("host", 0, 8, 9, 10, 11)
+    steps = record_steps(train(clock, [64, 4, 8, 2, 16], 1, (0, 0, 0)), clock=clock)
+    assert steps == Steps(spans("host", 0, 8, 9, 10, 11), data_wait=94 / (94 + 5 * 3))
 
 
 def test_gpu_that_waits_for_data():
     clock = Clock()
     clock.queue(0.5)  # of something before
-    step = typical_step(train(clock, [8, 8, 8], 0.25, (1, 2, 0.5)), clock, clock)
+    steps = record_steps(train(clock, [8, 8, 8], 0.25, (1, 2, 0.5)), clock, clock)
     # A step is 8.75 s on the host. The GPU ends its 3.5 s of work 2.75 s into the next one, and idles until 8 s.
-    assert step == spans("host", 0, 8, 8.25, 8.5, 8.75) + spans("device", 2.75, 8, 9, 11, 11.5)
+    assert steps.timeline == spans("host", 0, 8, 8.25, 8.5, 8.75) + spans("device", 2.75, 8, 9, 11, 11.5)
+    assert steps.data_wait == 24 / 26.25
+    # In the first step it idles for 8 s.
+    assert steps.device_idle == pytest.approx((8 + 5.25 + 5.25) / (8 + 2 * 5.25 + 3 * 3.5))
 
 
 def test_gpu_that_is_behind_the_host():
     clock = Clock()
-    step = typical_step(train(clock, [0.25, 0.25, 0.25], 0.25, (1, 2, 1)), clock, clock)
+    steps = record_steps(train(clock, [0.25, 0.25, 0.25], 0.25, (1, 2, 1)), clock, clock)
     # The first step is longer on the GPU, for it waits for data then, and the others are alike: it is the third. On the
     # host all are alike.
-    assert step == spans("host", 0, 0.25, 0.5, 0.75, 1) + spans("device", 6.25, 6.25, 7.25, 9.25, 10.25)
+    assert steps.timeline == spans("host", 0, 0.25, 0.5, 0.75, 1) + spans("device", 6.25, 6.25, 7.25, 9.25, 10.25)
+    assert steps.device_idle == 0.25 / 12.25
+
+
+def test_memory_at_its_peak():
+    clock = Clock()
+    clock.hold(9)
+    clock.hold(-4)  # 5 are left from before
+
+    def begin_and_hold(begin):
+        clock.hold(3)
+        train(clock, [1], 1, (1, 1, 1))(begin)
+        clock.hold(-3)
+
+    assert record_steps(begin_and_hold, clock, clock).peak_bytes == 3
 
 
 # --- All of it.
@@ -298,6 +359,8 @@ def test_rows():
         assert row["max_error"] < 1e-2
         assert [(span["lane"], span["name"]) for span in row["timeline"]] == [("host", name) for name in PHASES]
         assert row["timeline"][0]["start_us"] == 0
+        assert 0 < row["data_wait"] < 1
+        assert row["device_idle"] is row["peak_bytes"] is None
     (case,) = cases
     assert not Path(case.source.root).exists()
     assert set(multiprocessing.active_children()) == before
@@ -320,7 +383,10 @@ def test_on_a_gpu():
     try:
         for provider in case.providers:
             case.check(provider)
-            step = case.timeline(provider)
+            recorded = case.record(provider)
+            step = recorded.timeline
+            assert 0 <= recorded.device_idle < 1
+            assert recorded.peak_bytes > 0
             assert [(s["lane"], s["name"]) for s in step] == [(lane, n) for lane in ("host", "device") for n in PHASES]
             host, device = step[:4], step[4:]
             for lane in (host, device):
