@@ -128,8 +128,9 @@ def _compare(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: S
 
 
 def _equality(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: Sequence[type[Case]]) -> int:
+    _check_device(parser, args)
     try:
-        found = table(args.data)
+        found = table(args.data, device=torch.device(args.device))
         if args.output is None:
             print(found, end="")
         else:
@@ -241,8 +242,11 @@ def _parser() -> argparse.ArgumentParser:
     compare_.add_argument("after", type=Path, metavar="DIR2", help="another one")
     compare_.set_defaults(handle=_compare)
     equality = commands.add_parser(
-        "equality", help="print how far the loader's pixels are from torchvision's, transform by transform, in Markdown"
+        "equality",
+        help="print how far the loader's pixels are from torchvision's, transform by transform, in Markdown; "
+        "with --device cuda, how far those on the GPU are from those on the CPU",
     )
+    equality.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="by default, the CPU")
     equality.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the table there instead")
     equality.add_argument(
         "--data", type=_folder, metavar="DIR", help="a folder of class folders: take its photographs, not drawn images"

@@ -1,7 +1,9 @@
 """How close the loader's pixels are to torchvision's, for every transform of torchvision's that it can do instead.
 
 The same files go through the loader and through torchvision, with the random decisions that the loader drew: which
-window, which flips, which operations of what strength, which rectangle. So what is left is arithmetic.
+window, which flips, which operations of what strength, which rectangle. So what is left is arithmetic. And the same
+files go through the loader on a GPU and on the CPU, where DALI's kernels and nvJPEG stand against the extension's and
+libjpeg-turbo.
 """
 
 import math
@@ -22,6 +24,7 @@ from fastfeed.data.plan import Plan, draw_augmentations, make_plan
 from fastfeed.data.policies import Kind
 from fastfeed.data.reading import read_transform
 from fastfeed.data.sources import FolderSource
+from fastfeed.data.transforms import Transform
 from fastfeed.demo.draw import CLASSES, draw_jpeg
 
 SEED = 0
@@ -51,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Ours minus torchvision's, over all pixels and channels, in levels of 255.
+    """Of two ways to the same images, over all pixels and channels, in levels of 255.
 
     Attributes:
         mean: of the absolute differences.
@@ -156,10 +159,7 @@ def measure(row: Row, paths: Sequence[str]) -> dict[str, Difference]:
 def _measure(row: Row, paths: Sequence[str], form: str) -> Difference:
     pipeline, module, functional = _pipeline(row, form)
     transform, dtype = read_transform(module.Compose(pipeline))
-    loader = DataLoader(
-        ListSource(paths, [0] * len(paths)), len(paths), transform=transform, dtype=dtype, device="cpu", seed=SEED
-    )
-    ((ours, _),) = loader
+    ours = _load(transform, dtype, paths, torch.device("cpu"))
     images = [Image.open(path).convert("RGB") for path in paths]
     sizes = np.array([(image.height, image.width) for image in images], np.int64)
     index, copies = np.arange(len(paths)), np.zeros(len(paths), np.int64)
@@ -173,8 +173,30 @@ def _measure(row: Row, paths: Sequence[str], form: str) -> Difference:
             operations = list(zip(drawn.kind[i], drawn.magnitude[i], drawn.kernel_size[i], strict=True))
         decisions = _Decisions(plan.at(np.array([i])), operations, tuple(sizes[i]), is_resized)
         theirs.append(_replay(pipeline, functional, image, decisions))
+    return _difference(ours, torch.stack(theirs), transform)
+
+
+def measure_on(device: torch.device, row: Row, paths: Sequence[str]) -> Difference:
+    """Return how the loader's images on a device differ from those on the CPU.
+
+    Raises:
+        ModuleNotFoundError, Unreadable: as `measure`.
+    """
+    pipeline, module, _ = _pipeline(row, row.forms[0])
+    transform, dtype = read_transform(module.Compose(pipeline))
+    there, here = (_load(transform, dtype, paths, where) for where in (device, torch.device("cpu")))
+    return _difference(there.cpu(), here, transform)
+
+
+def _load(transform: Transform, dtype: torch.dtype, paths: Sequence[str], device: torch.device) -> torch.Tensor:
+    source = ListSource(paths, [0] * len(paths))
+    ((images, _),) = DataLoader(source, len(paths), transform=transform, dtype=dtype, device=device, seed=SEED)
+    return images
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor, transform: Transform) -> Difference:
     levels = 255 * torch.tensor(transform.std)[:, None, None]
-    difference = ((ours.float() - torch.stack(theirs).float()) * levels).double()
+    difference = ((ours.float() - theirs.float()) * levels).double()
     return Difference(
         difference.abs().mean().item(),
         difference.mean().item(),
@@ -329,12 +351,13 @@ def draw_images(folder: Path, count: int) -> list[str]:
     return paths
 
 
-def table(data: Path | None = None, count: int = 64) -> str:
+def table(data: Path | None = None, count: int = 64, device: torch.device | None = None) -> str:
     """Measure every row, and return a table in Markdown.
 
     Args:
         data: a folder of class folders, whose first files are taken; by default, drawn ones.
         count: of the images.
+        device: the CPU, to compare with torchvision; a GPU, to compare with the CPU.
 
     Raises:
         Absent: where torchvision is not installed.
@@ -343,18 +366,30 @@ def table(data: Path | None = None, count: int = 64) -> str:
         import_torchvision()
     except ModuleNotFoundError:
         raise Absent('torchvision is not installed: pip install ".[peers]"') from None
+    on_gpu = device is not None and device.type == "cuda"
     with tempfile.TemporaryDirectory() as scratch:
         paths = draw_images(Path(scratch), count) if data is None else _some_of(data, count)
-        lines = [_line(row.name, measure(row, paths)) for row in rows()]
-    what = "drawn images" if data is None else "photographs"
+        if on_gpu:
+            found = {row.name: [measure_on(device, row, paths)] for row in rows()}
+        else:
+            found = {row.name: [measure(row, paths).get(form) for form in FORMS] for row in rows()}
+    images = f"{len(paths)} {'drawn images' if data is None else 'photographs'}"
+    versions = f"PyTorch {torch.__version__}, "
+    if on_gpu:
+        what = f"On {torch.cuda.get_device_name(device)} minus on the CPU"
+        versions += f"DALI {version('nvidia-dali-cuda130', 'nvidia-dali-cuda120')}"
+        heads = ["mean"]
+    else:
+        what = "Ours minus torchvision's"
+        versions = f"torchvision {version('torchvision')}, {versions}Pillow {version('pillow')}"
+        heads = [f"{form}: mean" for form in FORMS]
     return "\n".join(
         [
-            f"Ours minus torchvision's, in levels of 255, of {len(paths)} {what}. "
-            f"torchvision {version('torchvision')}, PyTorch {torch.__version__}, Pillow {version('pillow')}.",
+            f"{what}, in levels of 255, of {images}. {versions}.",
             "",
-            "| | " + " | ".join(f"{form}: mean | bias | largest | beyond 1" for form in FORMS) + " |",
-            "|---|" + "--:|--:|--:|--:|" * len(FORMS),
-            *lines,
+            "| | " + " | ".join(f"{head} | bias | largest | beyond 1" for head in heads) + " |",
+            "|---|" + "--:|--:|--:|--:|" * len(heads),
+            *(_line(name, differences) for name, differences in found.items()),
             "",
         ]
     )
@@ -365,11 +400,9 @@ def _some_of(folder: Path, count: int) -> list[str]:
     return [path for path, _ in samples[:: max(1, len(samples) // count)][:count]]
 
 
-def _line(name: str, found: dict[str, Difference]) -> str:
-    cells = []
-    for form in FORMS:
-        d = found.get(form)
-        cells.append(
-            "- | - | - | -" if d is None else f"{d.mean:.3f} | {d.bias:+.3f} | {d.largest:.1f} | {d.beyond:.2%}"
-        )
+def _line(name: str, differences: Sequence[Difference | None]) -> str:
+    cells = [
+        "- | - | - | -" if d is None else f"{d.mean:.3f} | {d.bias:+.3f} | {d.largest:.1f} | {d.beyond:.2%}"
+        for d in differences
+    ]
     return f"| {name} | {' | '.join(cells)} |"

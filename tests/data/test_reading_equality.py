@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import equality
 from benchmarks.__main__ import main
-from benchmarks.equality import FORMS, Difference, measure, rows
+from benchmarks.equality import FORMS, Difference, measure, measure_on, rows
 from tests.images import picture, write_folder
 from tests.torchvision_ops import torchvision_or_skip
 
@@ -83,6 +84,32 @@ def test_other_decisions_are_seen(paths, monkeypatch):
     monkeypatch.setitem(equality._RANDOM, "RandomVerticalFlip", lambda transform, functional, image, decisions: image)
     found = measure(ROWS["RandomHorizontalFlip, RandomVerticalFlip"], paths)
     assert all(difference.largest > 50 and difference.beyond > 0.05 for difference in found.values())
+
+
+def test_one_device_and_itself(paths):
+    row = ROWS["RandomResizedCrop"]
+    assert measure_on(torch.device("cpu"), row, paths) == Difference(0, 0, 0, 0)
+
+
+def test_another_device_that_is_off_by_a_level_is_seen(paths, monkeypatch):
+    load, places = equality._load, iter([1, 0])
+    monkeypatch.setattr(equality, "_load", lambda *arguments: load(*arguments) + next(places) / 255)
+    found = measure_on(torch.device("cpu"), ROWS["Normalize"], paths)
+    std = (0.229 + 0.224 + 0.225) / 3  # in units of which images come
+    assert found.mean == found.bias == pytest.approx(std, rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ROWS)
+def test_pixels_on_a_gpu(name, paths):
+    # Each decoder rounds in its own way, chroma above all, and then colours are stretched by up to 3. What shears and
+    # turns without interpolation may take another one of two neighbours at equal distances. Not measured yet: bounds
+    # are what the CPU's backend of DALI keeps, and a level for decoding.
+    geometry = "Augment" in name
+    found = measure_on(torch.device("cuda"), ROWS[name], paths)
+    assert found.mean <= 2.5
+    assert abs(found.bias) <= 1
+    assert geometry or found.beyond <= 0.5
 
 
 def test_command(tmp_path, monkeypatch, capsys):
