@@ -1,0 +1,149 @@
+"""Train a torchvision model on ImageNet, or on any folder with train/<class>/<image> and val/<class>/<image> in it.
+
+    python examples/imagenet.py imagenet                                                  # one GPU, or the CPU
+    torchrun --nproc-per-node 8 examples/imagenet.py imagenet --batch-size 1024 --lr 0.5  # eight GPUs
+
+Needs fastfeed and torchvision. The recipe is that of torchvision's IMAGENET1K_V2, shortened: TrivialAugment, erasing,
+mixup and cutmix, label smoothing, a cosine after a warm-up, averaged weights. After every epoch the output folder gets
+model.pt, the averaged weights, and checkpoint.pt, from which the same command goes on where it was stopped: in the
+middle of an epoch, and on another number of GPUs too, for the batch size is that of all of them together. Several
+machines need an output folder that all of them see.
+"""
+
+import argparse
+import os
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torchvision
+from torch.optim.swa_utils import update_bn
+
+import fastfeed
+
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+
+
+def main(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    try:
+        train, val = fastfeed.FolderSource(args.data / "train"), fastfeed.FolderSource(args.data / "val")
+        model = torchvision.models.get_model(args.model, num_classes=len(train.classes))
+        if different := {*train.classes} ^ {*val.classes}:
+            raise ValueError(f"{', '.join(sorted(different))}: in only one of {train.root} and {val.root}")
+        if args.batch_size % WORLD_SIZE or not 0 < args.batch_size <= len(train):
+            expected = f"a multiple of {WORLD_SIZE} (the ranks), at most {len(train)} (the training images)"
+            raise ValueError(f"--batch-size is {args.batch_size}; expected {expected}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"imagenet.py: {error}")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.backends.cudnn.benchmark = True
+    if WORLD_SIZE > 1:
+        dist.init_process_group()
+
+    threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    batch_size = args.batch_size // WORLD_SIZE
+    common = {"batch_size": batch_size, "dtype": torch.bfloat16, "seed": args.seed, "num_workers": threads}
+    crops, mix = fastfeed.transforms.train(args.size, augment="trivial", erase=0.1), fastfeed.Mix(mixup=0.2, cutmix=1.0)
+    loader = fastfeed.DataLoader(train, shuffle=True, drop_last=True, transform=crops, mix=mix, **common)
+    val_loader = fastfeed.DataLoader(val, transform=fastfeed.transforms.eval(args.size), info=True, **common)
+    # For the statistics of batch normalization: the same images on every rank, which so come to the same numbers.
+    bn_loader = fastfeed.DataLoader(
+        train, shuffle=True, drop_last=True, transform=crops, rank=0, world_size=1, **common
+    )
+
+    model = model.to(device := loader.device, memory_format=torch.channels_last)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]  # biases, and the scales of norms: not to be decayed
+    groups = [{"params": matrices, "weight_decay": 2e-5}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = fastfeed.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True, ema_decay=args.ema_decay)
+    total = args.epochs * len(loader)
+    schedule = fastfeed.optim.warmup_cosine(optimizer, warmup_steps=total // 20, total_steps=total)
+
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "loader": loader}
+    checkpoint = args.output / "checkpoint.pt"
+    if checkpoint.exists():
+        for name, state in torch.load(checkpoint, map_location="cpu").items():
+            parts[name].load_state_dict(state)
+    if RANK == 0:
+        print(f"{args.model} on {WORLD_SIZE} x {device.type}, {schedule.last_epoch} of {total} steps done", flush=True)
+
+    replica = torch.nn.parallel.DistributedDataParallel(model) if WORLD_SIZE > 1 else model
+    for epoch in range(loader.epoch, args.epochs):
+        model.train()
+        losses, start = [], time.perf_counter()
+        for images, target in loader:
+            torch.manual_seed(schedule.last_epoch * WORLD_SIZE + RANK)  # dropout is the same after a resume
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = fastfeed.functional.cross_entropy(replica(images), target, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+            if len(losses) == args.log_every and RANK == 0:
+                mean = torch.stack(losses).mean().item()  # the host waits for the GPU here alone
+                rate, lr = len(losses) * args.batch_size / (time.perf_counter() - start), schedule.get_last_lr()[0]
+                print(f"step {schedule.last_epoch}: loss {mean:.4f}, {rate:,.0f} img/s, lr {lr:.6f}", flush=True)
+                losses, start = [], time.perf_counter()
+            schedule.step()
+            if schedule.last_epoch % args.save_every == 0:
+                save(checkpoint, parts)
+
+        with optimizer.ema_weights(), torch.autocast(device.type, torch.bfloat16):
+            torch.manual_seed(epoch)
+            bn_loader.set_epoch(epoch)
+            update_bn(islice(bn_loader, 50), model)  # which training does not read, and so goes on as without it
+            accuracy = evaluate(model, val_loader)
+            if RANK == 0:
+                print(f"epoch {epoch}: accuracy {accuracy:.2%} of {len(val)} images, averaged weights", flush=True)
+            save(args.output / "model.pt", {"model": model})
+        save(checkpoint, parts)
+    if WORLD_SIZE > 1:
+        dist.destroy_process_group()
+
+
+@torch.inference_mode()
+def evaluate(model: torch.nn.Module, loader: fastfeed.DataLoader) -> float:
+    """Return the share of all ranks' images whose class the model says."""
+    model.eval()
+    counts = torch.zeros(2, dtype=torch.int64, device=loader.device)
+    for images, target, info in loader:
+        # Samples that only fill up a rank's last batch are not valid: another rank counts them.
+        right = (model(images).argmax(dim=1) == target) & info.valid
+        counts += torch.stack([right.sum(), info.valid.sum()])
+    if WORLD_SIZE > 1:
+        dist.all_reduce(counts)
+    return float(counts[0] / counts[1])
+
+
+def save(path: Path, parts: dict[str, Any]) -> None:
+    """Write states, on rank 0, to a file that is whole, the old one or the new, whenever the process is killed."""
+    if RANK == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({name: part.state_dict() for name, part in parts.items()}, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a torchvision model on ImageNet, or a folder like it.")
+    parser.add_argument("data", type=Path, help="folder with train/<class>/<image> and val/<class>/<image> in it")
+    parser.add_argument("--model", default="resnet50", help="name in torchvision.models (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=90)
+    parser.add_argument("--batch-size", type=int, default=256, help="of all ranks together (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=0.125, help="scale it with the batch size (default: %(default)s)")
+    parser.add_argument("--ema-decay", type=float, default=0.999, help="over 1 / (1 - it) steps (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="height and width of images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=1000, metavar="STEPS")
+    parser.add_argument("--log-every", type=int, default=50, metavar="STEPS")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse_arguments())
