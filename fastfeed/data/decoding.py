@@ -122,7 +122,7 @@ class Decoding:
             images = images.unflatten(0, (-1, self._views))
         batch: Any = [images, as_declared(targets, self._mix)]
         if self._info:
-            batch.append(replace(info, valid=next(rest)))
+            batch.append(replace(info, index=next(rest), valid=next(rest)))
         if not self._batched:
             batch = [images[0], _first(batch[1]), *batch[2:]]
         return Given(batch, progress)
@@ -214,7 +214,7 @@ class Decoding:
         )
         rest = [leaf for _, leaf in leaves(targets) if isinstance(leaf, torch.Tensor)]
         if self._info:
-            rest.append(valid)
+            rest += [index, valid]
         progress = {**picks.progress(epoch), "bad": count}
         return Work(pixels, parameters, rest, (targets, SampleInfo(index, valid, names), progress))
 

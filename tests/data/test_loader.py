@@ -52,6 +52,19 @@ def test_batches(folder, device, dtype):
     assert torch.cat([t for _, t in batches]).tolist() == [0] * 5 + [1] * 6 + [2] * 2
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_info_is_where_the_batch_is(folder, device):
+    data = loader(folder, 2, drop_last=True, device=device, info=True, stable_addresses=True)
+    indices, infos = [], []
+    for images, target, info in data:
+        assert {t.device for t in (images, target, info.index, info.valid)} == {data.device}
+        indices += info.index[info.valid].tolist()
+        infos.append(info)
+    assert indices == list(range(12))
+    for name in ("index", "valid"):
+        assert len({getattr(info, name).data_ptr() for info in infos}) == 1
+
+
 def test_contiguous_format(folder):
     images, _ = next(iter(loader(folder, memory_format=torch.contiguous_format)))
     assert images.is_contiguous()

@@ -19,6 +19,7 @@ from fastfeed.data.finish import SampleParameters, finish_reference
 from fastfeed.data.mix import draw_mix
 from fastfeed.data.samplers import RepeatedAugmentation
 from fastfeed.data.sources import ListSource, TarSource
+from fastfeed.data.tree import replace_leaves
 from tests.images import picture
 
 # A warning would be of a plan that was made for a size that is unknown.
@@ -180,7 +181,8 @@ def test_a_bad_file_on_a_gpu(clean, folder, what, mode):
     data.epoch = 0
     expected = list(loader(clean, shuffle=True, device="cuda"))
     on_cpu = [
-        [(*map(torch.Tensor.cpu, batch[:2]), batch[2]) for batch in batches] for batches in (list(data), expected)
+        [replace_leaves(batch, lambda _, leaf: leaf.cpu() if torch.is_tensor(leaf) else leaf) for batch in batches]
+        for batches in (list(data), expected)
     ]
     check(*on_cpu, {6}, mode)
 
