@@ -46,9 +46,7 @@ def main(args: argparse.Namespace) -> None:
     if WORLD_SIZE > 1:
         dist.init_process_group()
 
-    threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    batch_size = args.batch_size // WORLD_SIZE
-    common = {"batch_size": batch_size, "dtype": torch.bfloat16, "seed": args.seed, "num_workers": threads}
+    common = {"batch_size": args.batch_size // WORLD_SIZE, "dtype": torch.bfloat16, "seed": args.seed}
     crops, mix = fastfeed.transforms.train(args.size, augment="trivial", erase=0.1), fastfeed.Mix(mixup=0.2, cutmix=1.0)
     loader = fastfeed.DataLoader(train, shuffle=True, drop_last=True, transform=crops, mix=mix, **common)
     val_loader = fastfeed.DataLoader(val, transform=fastfeed.transforms.eval(args.size), info=True, **common)

@@ -55,7 +55,10 @@ def choose_device(device: str | int | torch.device | None) -> torch.device:
 
 
 def choose_threads(name: str, threads: int) -> int:
-    """Return `threads`, or one per core that this process may run on where it is 0; warn of more than that.
+    """Return `threads`, or this process's share of the cores it may run on where it is 0; warn of more than there are.
+
+    torchrun says how many processes there are on the machine, by LOCAL_WORLD_SIZE, and lets each of them run on all
+    cores: a thread for every core in every process would be too many by as many times.
 
     Raises:
         ValueError: for anything but a whole number, 0 or more.
@@ -67,7 +70,8 @@ def choose_threads(name: str, threads: int) -> int:
             f"be slower. {name}=0 is one per core",
             stacklevel=3,
         )
-    return threads or cores
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return threads or max(1, cores // max(1, int(processes) if processes.isdecimal() else 1))
 
 
 def check_worker_options(num_workers: int, timeout: float, persistent_workers: bool, context: Any) -> None:

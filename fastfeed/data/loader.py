@@ -59,8 +59,8 @@ class DataLoader:
         sampler: which samples come, and when: one of `fastfeed.data.samplers` (weighted, class-balanced, repeated
             augmentation), which is dealt to the ranks, or any of PyTorch's, which is iterated over on each rank.
         batch_sampler: likewise one of PyTorch's, of whole batches; instead of batch_size, shuffle, sampler, drop_last.
-        num_workers: with DALI CPU threads that read, decode and finish; 0 is one per core, and no processes are
-            started. Else PyTorch's worker processes; 0 is none.
+        num_workers: with DALI CPU threads that read, decode and finish; 0 is one per core, shared among torchrun's
+            processes on a machine, and no processes are started. Else PyTorch's worker processes; 0 is none.
         collate_fn: how samples become a batch. DALI takes ``default_collate``, and functions that mix what it gives by
             torchvision's ``v2.MixUp`` and ``v2.CutMix``.
         pin_memory: for PyTorch's workers; without it memory is pinned when a batch is sent to a GPU.

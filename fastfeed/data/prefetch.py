@@ -44,7 +44,7 @@ class Prefetcher:
         layout: "NHWC" or "NCHW", of the images as the loader gives them. By default it is seen from their shape.
         stable_addresses: put every batch's tensors at the addresses of the first batch's, for steps captured in a CUDA
             graph. A batch is then overwritten by the next one, and all must have one shape.
-        num_threads: CPU threads; 0 is one per core.
+        num_threads: CPU threads; 0 is one per core, shared among torchrun's processes on a machine.
         seed: 64 bits; with the epoch and the batch's number (and the rank, where torch.distributed is initialised) it
             decides every draw of `mix`.
 

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
 from fastfeed import DataLoader, FolderSource, ListSource, transforms
+from fastfeed.data.arguments import choose_threads
 from fastfeed.data.samplers import ClassBalancedSampler, RepeatedAugmentation, Shuffled, WeightedSampler
 from fastfeed.data.schedule import MultiScale
 from tests.images import write_folder
@@ -249,6 +250,14 @@ def test_more_threads_than_cores(folder, monkeypatch):
         warnings.simplefilter("error")
         assert DataLoader(folder, device="cpu", num_workers=3).num_workers == 3
         assert DataLoader(folder, device="cpu").num_workers == 0
+
+
+@pytest.mark.parametrize(("processes", "threads"), [("1", 8), ("3", 2), ("8", 1), ("20", 1), ("0", 8), ("", 8)])
+def test_processes_of_torchrun_share_the_cores(processes, threads, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert choose_threads("num_workers", 0) == threads
+    assert choose_threads("num_workers", 5) == 5  # what is asked for is done
 
 
 def test_one_of_several_processes_without_torch_distributed(folder, monkeypatch):
