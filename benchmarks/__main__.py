@@ -151,6 +151,7 @@ def _accuracy(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: 
     options = ("epochs", "width", "batch_size", "lr", "seeds", "device", "threads")
     flags = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in options]
     command = " ".join(["python -m benchmarks accuracy", shlex.quote(str(args.data)), *flags])
+    machine = environment(settings.device)
     try:
         seeds = range(args.seeds)
         outcomes = accuracy.compare(settings, seeds, lambda line: print(line, flush=True))
@@ -158,7 +159,7 @@ def _accuracy(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: 
         parser.error(str(error))
     except OSError as error:
         parser.error(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
-    found = accuracy.table(settings, seeds, outcomes, command)
+    found = accuracy.table(settings, seeds, outcomes, machine, command)
     if args.output is None:
         print(f"\n{found}", end="")
     else:

@@ -22,7 +22,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, SequentialL
 import fastfeed
 import fastfeed.functional
 import fastfeed.optim
-from benchmarks.environment import environment
 from benchmarks.resnet9 import ResNet9
 from benchmarks.torchvision_ops import import_torchvision
 from fastfeed.data.presets import CIFAR10_MEAN, CIFAR10_STD
@@ -213,10 +212,19 @@ def comparison(outcomes: dict[str, list[Outcome]]) -> Comparison:
     return Comparison(difference, spread, spread * math.sqrt(2 / len(ours)))
 
 
-def table(settings: Settings, seeds: Sequence[int], outcomes: dict[str, list[Outcome]], command: str) -> str:
-    """Return all that was found as Markdown."""
+def table(
+    settings: Settings,
+    seeds: Sequence[int],
+    outcomes: dict[str, list[Outcome]],
+    machine: dict[str, Any],
+    command: str,
+) -> str:
+    """Return all that was found as Markdown; `machine` is the `environment` of when it began.
+
+    Without the seconds where there is no GPU: trainings take minutes then, and whatever else the machine does counts.
+    """
     found = comparison(outcomes)
-    machine = environment(settings.device)
+    timed = settings.device.type == "cuda"
     dtype = "float32" if settings.autocast is None else str(settings.autocast).removeprefix("torch.")
     name = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
     lines = [
@@ -225,14 +233,16 @@ def table(settings: Settings, seeds: Sequence[int], outcomes: dict[str, list[Out
         "Our loader, loss and optimizer against torchvision's `ImageFolder` and transforms in PyTorch's loader,",
         "`F.cross_entropy` and `torch.optim.SGD`: the same recipe, the same first weights for each seed.",
         "",
-        f"| | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | standard deviation | training, median |",
-        f"|---|{'---:|' * (len(seeds) + 3)}",
+        f"| | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | standard deviation |"
+        + (" training, median |" if timed else ""),
+        f"|---|{'---:|' * (len(seeds) + 2 + timed)}",
     ]
     for contender, results in outcomes.items():
         accuracies = [100 * result.accuracy for result in results]
         cells = [f"{accuracy:.2f}%" for accuracy in [*accuracies, statistics.fmean(accuracies)]]
         seconds = statistics.median(result.seconds for result in results)
-        lines.append(f"| {contender} | {' | '.join(cells)} | {statistics.stdev(accuracies):.2f} | {seconds:.0f} s |")
+        last = f" {seconds:.1f} s |" if timed else ""
+        lines.append(f"| {contender} | {' | '.join(cells)} | {statistics.stdev(accuracies):.2f} |{last}")
     verdict = "within" if found.same else "**beyond**"
     lines += [
         "",

@@ -112,8 +112,16 @@ def test_command(ours, code, folder, tmp_path, monkeypatch):
     assert asked == [(settings(folder, epochs=2, width=8, batch_size=32, lr=0.1), [0, 1])]
     text = file.read_text()
     assert f"python -m benchmarks accuracy {folder} {options}" in text
-    assert "| PyTorch | 91.50% | 92.50% | 92.00% | 0.71 | 1 s |" in text
+    assert "| PyTorch | 91.50% | 92.50% | 92.00% | 0.71 |\n" in text
     assert ("**beyond**" in text) == (code == 1)
+
+
+def test_table_of_a_gpu_has_the_seconds(folder):
+    machine = {"gpu": "A GPU", "torch": "2", "dali": "2", "commit": "0123", "date": "2026-01-02T03:04:05"}
+    on_gpu = settings(folder, device=torch.device("cuda"))
+    text = accuracy.table(on_gpu, [0, 1], outcomes((0.915, 0.925), (0.91, 0.93)), machine, "a command")
+    assert "| fastfeed | 91.00% | 93.00% | 92.00% | 1.41 | 1.0 s |\n" in text
+    assert "bfloat16, batches of 8" in text
 
 
 @pytest.mark.dali
