@@ -57,8 +57,8 @@ def choose_device(device: str | int | torch.device | None) -> torch.device:
 def choose_threads(name: str, threads: int) -> int:
     """Return `threads`, or this process's share of the cores it may run on where it is 0; warn of more than there are.
 
-    torchrun says how many processes there are on the machine, by LOCAL_WORLD_SIZE, and lets each of them run on all
-    cores: a thread for every core in every process would be too many by as many times.
+    torchrun says how many processes there are on the machine, by LOCAL_WORLD_SIZE. Unless each is bound to cores of its
+    own, all of them run on all cores: a thread for every core in every process would be too many by as many times.
 
     Raises:
         ValueError: for anything but a whole number, 0 or more.
@@ -70,8 +70,17 @@ def choose_threads(name: str, threads: int) -> int:
             f"be slower. {name}=0 is one per core",
             stacklevel=3,
         )
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return threads or max(1, cores // max(1, int(processes) if processes.isdecimal() else 1))
+    return threads or max(1, cores // _processes_on_the_same_cores())
+
+
+def _processes_on_the_same_cores() -> int:
+    """How many processes torchrun has started here: 1 where this one is bound to other cores than what started it."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    try:
+        bound = os.sched_getaffinity(0) != os.sched_getaffinity(os.getppid())
+    except OSError:  # it has ended
+        bound = False
+    return max(1, int(count)) if count.isdecimal() and not bound else 1
 
 
 def check_worker_options(num_workers: int, timeout: float, persistent_workers: bool, context: Any) -> None:
