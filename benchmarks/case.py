@@ -18,7 +18,7 @@ class Options:
 
     Attributes:
         device: where to run.
-        quick: a subset of the rows, and less time for each: within three minutes on two cores. A run says how long it
+        quick: a subset of the rows, and less time for each: within five minutes on two cores. A run says how long it
             took.
         data: a folder of class folders with photographs, instead of drawn images.
         threads: that PyTorch and ours may use for an operation on the CPU; loaders have as many workers.

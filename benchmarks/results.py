@@ -62,8 +62,9 @@ class Row(TypedDict):
         speedup_samples: as `samples_us`.
         speedup_compiled: median of torch.compile's time over this one's, likewise by rounds.
         timeline: the spans of one typical training step.
-        data_wait: share of training steps' time, 0 to 1, in which the host waits for the next batch.
-        device_idle: the same of the GPU.
+        data_wait: share of a training run's time, 0 to 1, in which the host waits for the next batch. On a CPU loaders
+            and steps share the cores, and what feeding takes makes steps slower too.
+        device_wait: the same of the GPU.
         command: what to run, in a checkout, to repeat the row.
         device: "cpu" or "cuda".
         cpu, gpu: their names.
@@ -117,7 +118,7 @@ class Row(TypedDict):
     speedup_compiled: float | None
     timeline: list[Span] | None
     data_wait: float | None
-    device_idle: float | None
+    device_wait: float | None
     command: str
     device: str
     cpu: str

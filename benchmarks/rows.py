@@ -73,7 +73,7 @@ _NOTHING: dict[str, Any] = {
     **dict.fromkeys([f"{percentile}_us" for percentile in _PERCENTILES]),
     **dict.fromkeys([f"speedup_{percentile}" for percentile in _PERCENTILES]),
     **dict.fromkeys(("samples_us", "speedup_samples", "speedup_compiled")),
-    **dict.fromkeys(("host_us", "launches", "cores_used", "peak_bytes", "timeline", "data_wait", "device_idle")),
+    **dict.fromkeys(("host_us", "launches", "cores_used", "peak_bytes", "timeline", "data_wait", "device_wait")),
 }
 
 

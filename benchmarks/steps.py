@@ -9,21 +9,24 @@ from benchmarks.results import Span
 
 Begin = Callable[[str], object]  # told the name of the phase of a training step that begins
 FIRST = "data wait"  # the phase with which a step begins
+END = "end"  # told when the last wait is over
 
 
 class Steps(NamedTuple):
     """What was recorded of training steps, with the names of a row's fields; None for what needs a GPU.
 
     Attributes:
-        timeline: the spans of the step of median length: on the GPU if there is one, else on the host.
-        data_wait: share of the time of all steps, 0 to 1, in which the host waits for the next batch.
-        device_idle: the same of the GPU: from the end of a step to the batch of the next.
+        timeline: the spans of the step whose length is nearest to the mean: on the GPU if there is one, else on the
+            host.
+        data_wait: share of the whole time, 0 to 1, in which the host waits for the next batch.
+        device_wait: the same of the GPU: from the end of a step to the beginning of the next. Gaps within a step, where
+            the host is too slow to keep the GPU busy, are not in it, and what copies the batch in its stream is.
         peak_bytes: the most device memory that PyTorch held meanwhile, beyond what it held before.
     """
 
     timeline: list[Span]
     data_wait: float
-    device_idle: float | None = None
+    device_wait: float | None = None
     peak_bytes: int | None = None
 
 
@@ -39,7 +42,7 @@ def record_steps(
 
     Args:
         train: takes steps. It tells its argument when a phase begins, "data wait" first in every step and once more
-            after the last.
+            after the last, and at last "end".
         gpu: `torch.cuda`, or what stands for it: `synchronize()`, events as `Event(enable_timing=True)`, and the
             statistics of memory.
         clock: seconds on the host.
@@ -69,8 +72,8 @@ def record_steps(
 
     steps = list(pairwise(i for i, name in enumerate(names) if name == FIRST))
     times = lanes["host" if gpu is None else "device"]
-    steps.sort(key=lambda step: times[step[1]] - times[step[0]])
-    first, end = steps[len(steps) // 2]
+    mean = (times[-1] - times[0]) / len(steps)
+    first, end = min(steps, key=lambda step: abs(times[step[1]] - times[step[0]] - mean))
     zero = lanes["host"][first]
     timeline = [
         Span(lane=lane, name=names[i], start_us=times[i] - zero, end_us=times[i + 1] - zero)
@@ -78,7 +81,9 @@ def record_steps(
         for i in range(first, end)
     ]
     waits = {
-        lane: sum(times[i + 1] - times[i] for i, _ in steps) / (times[-1] - times[0]) for lane, times in lanes.items()
+        lane: sum(b - a for name, (a, b) in zip(names, pairwise(times), strict=False) if name == FIRST)
+        / (times[-1] - times[0])
+        for lane, times in lanes.items()
     }
     peak = None if gpu is None else gpu.max_memory_allocated() - held
     return Steps(timeline, waits["host"], waits.get("device"), peak)

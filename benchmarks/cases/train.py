@@ -21,7 +21,7 @@ import fastfeed.functional
 import fastfeed.optim
 from benchmarks.case import Case, Options, largest_error
 from benchmarks.peers import need
-from benchmarks.steps import FIRST, Begin, Steps, record_steps
+from benchmarks.steps import END, FIRST, Begin, Steps, record_steps
 from benchmarks.torchvision_ops import import_torchvision
 from fastfeed.data.dali import dali_install_line
 from fastfeed.demo.baseline import PillowFolder
@@ -51,6 +51,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {  # of the number of cla
 }
 SMOOTHING = 0.1
 CHECKED_STEPS = 4
+MOST_WORKERS = 16  # a run has as many steps for each of them
 TORCH_OPS = (F.cross_entropy, torch.optim.AdamW)
 FASTFEED_OPS = (fastfeed.functional.cross_entropy, fastfeed.optim.AdamW)
 
@@ -74,17 +75,13 @@ class Feed:
         self._loader = loader
         self._device = device
         # An epoch to start with, which starts workers and fills the page cache.
-        self._ready = list(deque(self._epoch(), maxlen=ahead))
+        self._ready = list(deque(loader, maxlen=ahead))
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch = self._epoch()
-        yield from self._ready
-        yield from islice(epoch, len(self._loader) - len(self._ready))
-        self._ready = list(epoch)
-
-    def _epoch(self) -> Iterator[Batch]:
-        # Not a generator: PyTorch's workers begin when the iterator is made.
-        return map(self._bring, iter(self._loader))
+        epoch = iter(self._loader)  # with which PyTorch's workers begin
+        yield from map(self._bring, self._ready)
+        yield from map(self._bring, islice(epoch, len(self._loader) - len(self._ready)))
+        self._ready = list(epoch)  # as the loader gave them: they need no memory of the device until their turn comes
 
     def _bring(self, batch: Batch) -> Batch:
         images, target = batch
@@ -119,7 +116,10 @@ class Trainer:
         return self.train(self.batches)
 
     def train(self, batches: Iterable[Batch], begin: Begin = lambda phase: None) -> Tensor:
-        """Take a step on each of `batches`, telling `begin` of its phases, and return the losses, [steps]."""
+        """Take a step on each of `batches`, telling `begin` of its phases, and return the losses, [steps].
+
+        The last phase is a wait too: for the batches that a `Feed` leaves to the next run.
+        """
         losses = []
         begin(FIRST)
         for images, target in batches:
@@ -133,6 +133,7 @@ class Trainer:
             self.optimizer.zero_grad()
             losses.append(loss.detach())
             begin(FIRST)
+        begin(END)
         return torch.stack(losses)
 
 
@@ -163,9 +164,9 @@ class TrainCase(Case):
     def parameters(cls, options: Options) -> list[dict[str, Any]]:
         """Networks and batches; for the CPU one, of a size that two cores train on in a minute or two."""
         if options.device.type == "cuda":
-            shapes = ["resnet50-64x3x224x224"]
+            shapes = ["resnet50-64x3x224x224", "small-resnet-w64-64x3x224x224"]
             if not options.quick:
-                shapes += ["resnet50-256x3x224x224", "vit-s16-256x3x224x224", "small-resnet-w64-64x3x224x224"]
+                shapes += ["resnet50-256x3x224x224", "vit-s16-256x3x224x224"]
             return [{"shape": shape, "dtype": torch.bfloat16} for shape in shapes]
         images = "16x3x224x224" if options.data else "64x3x64x64"
         return [{"shape": f"small-resnet-{images}", "dtype": torch.float32}]
@@ -175,7 +176,7 @@ class TrainCase(Case):
         self.batch_size, _, self.size, _ = self._shape = tuple(map(int, images.split("x")))
         self.device = options.device
         self.dtype = dtype
-        self.workers = options.threads
+        self.workers = min(options.threads, MOST_WORKERS)
         # The same number for each of PyTorch's workers, which make whole batches: so none idles at the end of a run.
         self.steps = self.workers * (4 if options.quick or self.device.type == "cuda" else 16)
         self._resources = ExitStack()

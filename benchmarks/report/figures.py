@@ -164,7 +164,10 @@ def _timeline_figure(group: Inputs, rows: Sequence[Row], colours: dict[str, str]
     longest = max(span["end_us"] for row in rows for span in row["timeline"])  # all begin at 0
     drawn: list[Element] = []
     used = {span["name"] for row in rows for span in row["timeline"]}
-    caption = "One typical step of each provider, all on the same scale, from when the host begins it."
+    caption = (
+        "A step of each provider, that whose length is nearest to its mean, all on the same scale, from when the host "
+        "begins it."
+    )
     if any(span["lane"] == "device" for row in rows for span in row["timeline"]):
         caption += (
             " The device runs behind the host by what is in its queue; while it waits for data it is idle, but for "

@@ -59,6 +59,16 @@ def method(rows: Sequence[Row]) -> Element:
             f"and a matrix product of {matrix:,} x {matrix:,} in {str(dtype).removeprefix('torch.')}.",
         ),
     ]
+    if facts.distinct(rows, "data_wait"):
+        shared = " On a CPU loaders and steps share the cores: what feeding takes makes the steps slower, beside the "
+        points.append(
+            (
+                "Waiting for data",
+                "The share of a run, once more recorded, in which the host, or the GPU, is between a step and the "
+                "batch of the next. A loader has as many batches ready at the end of the run as at its beginning."
+                + (f"{shared}waits; the run against that of synthetic data holds both." if device == "cpu" else ""),
+            )
+        )
     if device == "cpu":
         points.append(
             (

@@ -95,7 +95,7 @@ _COLUMNS = (
     _Column("host time", "host_us", duration),
     _Column("launches", "launches", _count),
     _Column("waits for data", "data_wait", lambda share: percent(100 * share)),
-    _Column("device waits", "device_idle", lambda share: percent(100 * share)),
+    _Column("device waits", "device_wait", lambda share: percent(100 * share)),
     _Column("cores used", "cores_used", number),
     _Column("peak memory", "peak_bytes", size),
     _Column("largest error", "max_error", lambda value: f"{value:.1e}" if value else "0"),

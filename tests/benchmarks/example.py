@@ -42,7 +42,7 @@ def a_row(**fields):
         "speedup_compiled": None,
         "timeline": None,
         "data_wait": None,
-        "device_idle": None,
+        "device_wait": None,
         "command": "python -m benchmarks run --filter cross_entropy/1024x1000/float32 --device cpu --threads 2",
         "device": "cpu",
         "cpu": "A processor",

@@ -63,7 +63,7 @@ def _measured(times, provider, baseline, spread, work):
     us = times[provider]
     names = ("p20_us", "p50_us", "p80_us", "samples_us", "host_us", "launches", "cores_used", "peak_bytes", "max_error")
     names += ("speedup_p20", "speedup_p50", "speedup_p80", "speedup_samples", "speedup_compiled", "timeline", "timing")
-    names += ("data_wait", "device_idle")
+    names += ("data_wait", "device_wait")
     names += ("gb_per_s", "percent_of_copy", "percent_of_peak", "tflop_per_s", "img_per_s")
     if not isinstance(us, float):
         return dict.fromkeys(names) | {"status": us[0], "reason": us[1], "rounds": 0}
@@ -85,7 +85,7 @@ def _measured(times, provider, baseline, spread, work):
         "max_error": work.get("max_error", 0.0),
         "timeline": work.get("timeline"),
         "data_wait": work.get("data_wait"),
-        "device_idle": work.get("device_idle"),
+        "device_wait": work.get("device_wait"),
         "speedup_p20": speedup * (1 - spread),
         "speedup_p50": speedup,
         "speedup_p80": speedup * (1 + spread),
@@ -188,7 +188,7 @@ ROWS = [
             "fastfeed ops": a_step(15_400.0, 2900.0, 5500.0, 500.0, behind=900.0),
         },
         data_wait={"torch": 0.6, "fastfeed": 0.004, "fastfeed ops": 0.61},
-        device_idle={"torch": 0.62, "fastfeed": 0.027, "fastfeed ops": 0.63},
+        device_wait={"torch": 0.62, "fastfeed": 0.027, "fastfeed ops": 0.63},
     ),
     *a_group("odd <op>", "a|b", "float8_e4m3fn", {"eager": 10.0, "fastfeed": ("wrong", "off by 3.0 at (0, 1)")}),
 ]

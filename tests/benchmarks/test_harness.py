@@ -342,7 +342,7 @@ def test_json_rows(tmp_path):
     assert rows == read_rows(tmp_path / "new")  # which compares the fields with Row's
     on_gpu = {"gpu", "cuda", "driver", "memory_bytes", "peak_gb_per_s", "host_us", "launches", "peak_bytes"}
     may_miss = {"reason", "commit", "dali", "triton", "clock_mhz", "slowed_by", "percent_of_peak"}
-    of_steps = {"timeline", "data_wait", "device_idle"}
+    of_steps = {"timeline", "data_wait", "device_wait"}
     needed = Row.__required_keys__ - on_gpu - may_miss - of_steps - {"speedup_compiled"}
     assert [field for field in needed if rows[0][field] is None] == []
 

@@ -15,7 +15,7 @@ from benchmarks.cases.train import FASTFEED_OPS, TORCH_OPS, Feed, TrainCase, Tra
 from benchmarks.harness import measure_pass
 from benchmarks.machine import Ceilings
 from benchmarks.rows import make_rows
-from benchmarks.steps import Steps, record_steps
+from benchmarks.steps import END, Steps, record_steps
 from benchmarks.timing import Sample
 from fastfeed.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fastfeed.demo.network import SmallResNet
@@ -71,7 +71,7 @@ def test_training_is_the_loop_that_people_write():
     losses = trainer.train(batches, phases.append)
     assert losses.tolist() == [loss.item() for loss in expected]
     assert torch.equal(ours.weight, theirs.weight)
-    assert phases == [*PHASES * 3, "data wait"]
+    assert phases == [*PHASES * 3, "data wait", "end"]
     assert trainer().shape == (3,)
 
 
@@ -271,7 +271,7 @@ class Event:
         return 1e3 * (end.time - self.time)
 
 
-def train(clock, waits, host, device):
+def train(clock, waits, host, device, last_wait=0):
     """Return the training of a step per wait, in which the host spends `host` on each phase, the GPU `device`."""
 
     def steps(begin):
@@ -283,6 +283,8 @@ def train(clock, waits, host, device):
                 clock.queue(seconds)
                 clock.now += host
         begin(PHASES[0])
+        clock.now += last_wait
+        begin(END)
 
     return steps
 
@@ -295,11 +297,19 @@ def spans(lane, *times):
     ]
 
 
-def test_step_of_median_length_on_the_host():
+def test_step_nearest_to_the_mean_on_the_host():
     clock = Clock()
     clock.now = 7.0
     steps = record_steps(train(clock, [64, 4, 8, 2, 16], 1, (0, 0, 0)), clock=clock)
-    assert steps == Steps(spans("host", 0, 8, 9, 10, 11), data_wait=94 / (94 + 5 * 3))
+    # Steps of 67, 7, 11, 5 and 19 s: 21.8 s on average.
+    assert steps == Steps(spans("host", 0, 16, 17, 18, 19), data_wait=94 / (94 + 5 * 3))
+
+
+def test_batches_that_were_ready_are_paid_for_at_the_end():
+    clock = Clock()
+    steps = record_steps(train(clock, [0, 0, 0, 4, 5], 1, (0, 0, 0), last_wait=12), clock=clock)
+    assert steps.data_wait == 21 / (21 + 5 * 3)
+    assert steps.timeline == spans("host", 0, 4, 5, 6, 7)  # 7.2 s on average
 
 
 def test_gpu_that_waits_for_data():
@@ -310,16 +320,16 @@ def test_gpu_that_waits_for_data():
     assert steps.timeline == spans("host", 0, 8, 8.25, 8.5, 8.75) + spans("device", 2.75, 8, 9, 11, 11.5)
     assert steps.data_wait == 24 / 26.25
     # In the first step it idles for 8 s.
-    assert steps.device_idle == pytest.approx((8 + 5.25 + 5.25) / (8 + 2 * 5.25 + 3 * 3.5))
+    assert steps.device_wait == pytest.approx((8 + 5.25 + 5.25) / (8 + 2 * 5.25 + 3 * 3.5))
 
 
 def test_gpu_that_is_behind_the_host():
     clock = Clock()
     steps = record_steps(train(clock, [0.25, 0.25, 0.25], 0.25, (1, 2, 1)), clock, clock)
-    # The first step is longer on the GPU, for it waits for data then, and the others are alike: it is the third. On the
-    # host all are alike.
-    assert steps.timeline == spans("host", 0, 0.25, 0.5, 0.75, 1) + spans("device", 6.25, 6.25, 7.25, 9.25, 10.25)
-    assert steps.device_idle == 0.25 / 12.25
+    # The first step is longer on the GPU, for it waits for data then, and the others are alike: it is the second. On
+    # the host all are alike.
+    assert steps.timeline == spans("host", 0, 0.25, 0.5, 0.75, 1) + spans("device", 3.25, 3.25, 4.25, 6.25, 7.25)
+    assert steps.device_wait == 0.25 / 12.25
 
 
 def test_memory_at_its_peak():
@@ -360,7 +370,7 @@ def test_rows():
         assert [(span["lane"], span["name"]) for span in row["timeline"]] == [("host", name) for name in PHASES]
         assert row["timeline"][0]["start_us"] == 0
         assert 0 < row["data_wait"] < 1
-        assert row["device_idle"] is row["peak_bytes"] is None
+        assert row["device_wait"] is row["peak_bytes"] is None
     (case,) = cases
     assert not Path(case.source.root).exists()
     assert set(multiprocessing.active_children()) == before
@@ -385,7 +395,7 @@ def test_on_a_gpu():
             case.check(provider)
             recorded = case.record(provider)
             step = recorded.timeline
-            assert 0 <= recorded.device_idle < 1
+            assert 0 <= recorded.device_wait < 1
             assert recorded.peak_bytes > 0
             assert [(s["lane"], s["name"]) for s in step] == [(lane, n) for lane in ("host", "device") for n in PHASES]
             host, device = step[:4], step[4:]
