@@ -1,6 +1,7 @@
 """The command line: ``python -m benchmarks run | list | report | compare | equality | accuracy``, in a checkout."""
 
 import argparse
+import math
 import os
 import shlex
 import signal
@@ -152,19 +153,21 @@ def _accuracy(parser: argparse.ArgumentParser, args: argparse.Namespace, cases: 
     flags = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in options]
     command = " ".join(["python -m benchmarks accuracy", shlex.quote(str(args.data)), *flags])
     machine = environment(settings.device)
+    seeds = range(args.seeds)
     try:
-        seeds = range(args.seeds)
+        settings.check()
+        if args.output is not None:
+            args.output.touch()  # whether it can be written, before an hour's work
         outcomes = accuracy.compare(settings, seeds, lambda line: print(line, flush=True))
     except (ValueError, ImportError) as error:
         parser.error(str(error))
     except OSError as error:
         parser.error(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
     found = accuracy.table(settings, seeds, outcomes, machine, command)
-    if args.output is None:
-        print(f"\n{found}", end="")
-    else:
+    print(f"\n{found}", end="")
+    if args.output is not None:
         args.output.write_text(found)
-        print(f"table    {args.output}")
+        print(f"\ntable    {args.output}")
     return 0 if accuracy.comparison(outcomes).same else 1
 
 
@@ -256,15 +259,18 @@ def _parser() -> argparse.ArgumentParser:
     accuracy_ = commands.add_parser(
         "accuracy",
         parents=[where],
-        help="train on CIFAR-10 with our parts and with PyTorch's; exit with 1 if accuracies differ beyond the seeds'",
+        help="train on CIFAR-10 with our parts and with PyTorch's; exit with 1 if accuracies are not the same",
     )
     accuracy_.add_argument(
-        "data", type=_folder, metavar="DIR", help="a folder with train/ and test/, and class folders in each"
+        "data",
+        type=_folder,
+        metavar="DIR",
+        help="a folder with train/<class>/<image> and test/<class>/<image>, of 32 x 32 pixels",
     )
     accuracy_.add_argument("--epochs", type=_positive, default=5, metavar="N", help="by default 5; 24 for 94%%")
     accuracy_.add_argument("--width", type=_positive, default=16, metavar="N", help="by default 16; 64 for 94%%")
     accuracy_.add_argument("--batch-size", type=_positive, default=512, metavar="N", help="by default 512")
-    accuracy_.add_argument("--lr", type=float, default=0.4, help="the highest learning rate, by default 0.4")
+    accuracy_.add_argument("--lr", type=_rate, default=0.4, help="the highest learning rate, by default 0.4")
     accuracy_.add_argument("--seeds", type=_several, default=3, metavar="N", help="how many, 2 or more; by default 3")
     accuracy_.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the table there")
     accuracy_.set_defaults(handle=_accuracy)
@@ -281,6 +287,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a learning rate above 0")
+    return value
 
 
 def _several(text: str) -> int:

@@ -30,6 +30,9 @@ SMOOTHING = 0.1
 WARMUP = 0.2  # share of the steps in which the learning rate rises
 SGD_OPTIONS: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 SPLITS = ("train", "test")
+LEAST_STEPS = 10
+# Student's t at 97.5% by degrees of freedom; 20 stands for more, where it changes little.
+T_975 = {2: 4.303, 4: 2.776, 6: 2.447, 8: 2.306, 10: 2.228, 12: 2.179, 14: 2.145, 16: 2.120, 18: 2.101, 20: 2.086}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,17 @@ class Settings:
     lr: float
     device: torch.device
     workers: int
+
+    def check(self) -> None:
+        """Raise ValueError where such a training could not be done, or would say nothing."""
+        train, test = (fastfeed.FolderSource(self.data / split) for split in SPLITS)
+        if different := set(train.classes) ^ set(test.classes):
+            raise ValueError(f"{', '.join(sorted(different))}: in only one of {train.root} and {test.root}")
+        if self.epochs * (len(train) // self.batch_size) < LEAST_STEPS:
+            raise ValueError(
+                f"{self.epochs} epochs of {len(train)} images are less than {LEAST_STEPS} batches of "
+                f"{self.batch_size}: choose a smaller --batch-size or more --epochs"
+            )
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -131,6 +145,7 @@ CONTENDERS = {"PyTorch": torch_parts, "fastfeed": fastfeed_parts}
 
 def train(contender: str, settings: Settings, seed: int) -> Outcome:
     """Train from the weights of a seed, and test."""
+    torch.set_num_threads(settings.workers)
     torch.manual_seed(seed)
     classes = sum(entry.is_dir() for entry in (settings.data / "train").iterdir())
     network = ResNet9(classes, settings.width).to(settings.device, memory_format=torch.channels_last)
@@ -191,17 +206,17 @@ class Comparison(NamedTuple):
     Attributes:
         difference: ours less theirs.
         spread: standard deviation of the accuracies of one contender, pooled.
-        error: standard error of the difference.
+        margin: half of the 95% confidence interval of the difference, by Student's t.
     """
 
     difference: float
     spread: float
-    error: float
+    margin: float
 
     @property
     def same(self) -> bool:
-        """Whether the means differ by no more than the seeds make single trainings differ."""
-        return abs(self.difference) <= self.spread
+        """Whether the interval holds 0. Where there is no difference it does not for 5% of all comparisons."""
+        return abs(self.difference) <= self.margin
 
 
 def comparison(outcomes: dict[str, list[Outcome]]) -> Comparison:
@@ -209,7 +224,8 @@ def comparison(outcomes: dict[str, list[Outcome]]) -> Comparison:
     theirs, ours = ([100 * outcome.accuracy for outcome in found] for found in outcomes.values())
     spread = math.sqrt((statistics.variance(theirs) + statistics.variance(ours)) / 2)
     difference = statistics.fmean(ours) - statistics.fmean(theirs)
-    return Comparison(difference, spread, spread * math.sqrt(2 / len(ours)))
+    t = T_975[min(2 * len(ours) - 2, max(T_975))]
+    return Comparison(difference, spread, t * spread * math.sqrt(2 / len(ours)))
 
 
 def table(
@@ -243,11 +259,13 @@ def table(
         seconds = statistics.median(result.seconds for result in results)
         last = f" {seconds:.1f} s |" if timed else ""
         lines.append(f"| {contender} | {' | '.join(cells)} | {statistics.stdev(accuracies):.2f} |{last}")
-    verdict = "within" if found.same else "**beyond**"
+    low, high = found.difference - found.margin, found.difference + found.margin
+    verdict = "the same, as far as these seeds tell" if found.same else "**not the same**"
     lines += [
         "",
-        f"Ours less PyTorch's: {found.difference:+.2f} percentage points, with a standard error of {found.error:.2f}:",
-        f"{verdict} the spread of the seeds, a standard deviation of {found.spread:.2f}.",
+        f"Ours less PyTorch's: {found.difference:+.2f} percentage points, where seeds alone make trainings differ by a",
+        f"standard deviation of {found.spread:.2f}. The 95% interval of the difference is {low:+.2f} to {high:+.2f}: "
+        f"{verdict}.",
         "",
         f"{dtype}, batches of {settings.batch_size}, learning rate up to {settings.lr}, label smoothing {SMOOTHING}; "
         f"{settings.workers} workers.",

@@ -1,6 +1,7 @@
 """The comparison of accuracies: what both contenders share, what is made of what they reach, and all of it, small."""
 
-from pathlib import Path
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import accuracy
+from benchmarks import accuracy, cifar10
 from benchmarks.__main__ import main
 from benchmarks.accuracy import CONTENDERS, Outcome, Settings, compare, comparison, fastfeed_parts, torch_parts
 from benchmarks.cases.train import training_flops
@@ -41,6 +42,27 @@ def settings(folder, **changes):
 
 def outcomes(theirs, ours):
     return {name: [Outcome(a, 0.0, 1.0) for a in found] for name, found in (("PyTorch", theirs), ("fastfeed", ours))}
+
+
+def test_cifar10_as_files(tmp_path, monkeypatch, capsys):
+    class Downloaded(list):
+        classes = ("cat", "dog")
+
+        def __init__(self, root, train, download):
+            assert download
+            pixels = np.full((32, 32, 3), 200 if train else 100, np.uint8)
+            super().__init__([(Image.fromarray(pixels), target) for target in ([1, 0, 1] if train else [0, 1])])
+
+    monkeypatch.setattr(cifar10, "import_torchvision", lambda module: SimpleNamespace(CIFAR10=Downloaded))
+    assert cifar10.main([str(tmp_path)]) == 0
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    assert files == [
+        *("test/cat/00000.png", "test/dog/00001.png"),
+        *("train/cat/00001.png", "train/dog/00000.png", "train/dog/00002.png"),
+    ]
+    assert (np.asarray(Image.open(tmp_path / files[2])) == 200).all()
+    assert cifar10.main([]) == 2
+    assert "usage" in capsys.readouterr().err
 
 
 def test_network():
@@ -79,10 +101,19 @@ def test_comparison():
     found = comparison(outcomes([0.90, 0.91, 0.92], [0.90, 0.92, 0.94]))
     assert found.difference == pytest.approx(1)
     assert found.spread == pytest.approx(2.5**0.5)
-    assert found.error == pytest.approx((2.5 * 2 / 3) ** 0.5)
+    assert found.margin == pytest.approx(2.776 * (2.5 * 2 / 3) ** 0.5)
     assert found.same
-    assert not comparison(outcomes([0.90, 0.91, 0.92], [0.93, 0.94, 0.95])).same
-    assert not comparison(outcomes([0.93, 0.94, 0.95], [0.90, 0.91, 0.92])).same
+    # A standard deviation of 1, so 2.27 points.
+    for points, same in ((2.2, True), (2.3, False), (-2.2, True), (-2.3, False)):
+        theirs = [0.90, 0.91, 0.92]
+        assert comparison(outcomes(theirs, [a + points / 100 for a in theirs])).same == same
+
+
+def test_one_comparison_in_twenty_is_wrong():
+    rng = np.random.default_rng(0)
+    for count in (2, 3, 5, 15):
+        found = [comparison(outcomes(*rng.normal(0.9, 0.01, (2, count)).tolist())).same for _ in range(2000)]
+        assert 0.035 < 1 - np.mean(found) < 0.065
 
 
 @pytest.mark.dali
@@ -98,7 +129,7 @@ def test_training(folder):
 
 
 @pytest.mark.parametrize(("ours", "code"), [((0.91, 0.92), 0), ((0.81, 0.82), 1)])
-def test_command(ours, code, folder, tmp_path, monkeypatch):
+def test_command(ours, code, folder, tmp_path, monkeypatch, capsys):
     asked = []
 
     def instead(settings, seeds, say):
@@ -106,14 +137,15 @@ def test_command(ours, code, folder, tmp_path, monkeypatch):
         return outcomes((0.915, 0.925), ours)
 
     monkeypatch.setattr(accuracy, "compare", instead)
-    options = "--epochs 2 --width 8 --batch-size 32 --lr 0.1 --seeds 2 --device cpu --threads 1"
+    options = "--epochs 2 --width 8 --batch-size 16 --lr 0.1 --seeds 2 --device cpu --threads 1"
     file = tmp_path / "table.md"
     assert main(["accuracy", str(folder), *options.split(), "-o", str(file)]) == code
-    assert asked == [(settings(folder, epochs=2, width=8, batch_size=32, lr=0.1), [0, 1])]
+    assert asked == [(settings(folder, epochs=2, width=8, batch_size=16, lr=0.1), [0, 1])]
     text = file.read_text()
     assert f"python -m benchmarks accuracy {folder} {options}" in text
     assert "| PyTorch | 91.50% | 92.50% | 92.00% | 0.71 |\n" in text
-    assert ("**beyond**" in text) == (code == 1)
+    assert ("**not the same**" in text) == (code == 1)
+    assert text in capsys.readouterr().out
 
 
 def test_table_of_a_gpu_has_the_seconds(folder):
@@ -124,13 +156,30 @@ def test_table_of_a_gpu_has_the_seconds(folder):
     assert "bfloat16, batches of 8" in text
 
 
-@pytest.mark.dali
-@pytest.mark.parametrize("arguments", [["--seeds", "1"], ["--epochs", "0"], []])
-def test_wrong_command(arguments, tmp_path, capsys):
-    torchvision_or_skip("torchvision")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "1"], "2 or more"),
+        (["--epochs", "0"], "1 or more"),
+        (["--lr", "nan"], "above 0"),
+        (["--batch-size", "64"], "5 epochs of 80 images are less than 10 batches of 64"),
+        (["-o", "/nowhere/table.md"], "/nowhere/table.md: No such file"),
+    ],
+)
+def test_wrong_command(arguments, message, folder, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["accuracy", str(tmp_path), "--device", "cpu", *arguments])
+        main(["accuracy", str(folder), "--device", "cpu", "--batch-size", "8", *arguments])
     assert stopped.value.code == 2
-    assert {"--seeds": "2 or more", "--epochs": "1 or more"}.get(
-        arguments[0] if arguments else "", str(Path(tmp_path, "train"))
-    ) in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_folders(folder, tmp_path, capsys):
+    for missing in ("train", "test"):
+        with pytest.raises(SystemExit):
+            main(["accuracy", str(tmp_path), "--device", "cpu"])
+        assert f"no such folder: {tmp_path / missing}" in capsys.readouterr().err
+        shutil.copytree(folder / missing, tmp_path / missing)
+    (tmp_path / "test" / "dark").rename(tmp_path / "test" / "gloomy")
+    with pytest.raises(SystemExit):
+        main(["accuracy", str(tmp_path), "--device", "cpu"])
+    assert "dark, gloomy: in only one of" in capsys.readouterr().err
