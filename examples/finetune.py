@@ -3,7 +3,7 @@
     python examples/finetune.py pets
 
 Needs fastfeed and torchvision. The folder has train/<class>/<image> and val/<class>/<image> in it, or <class>/<image>,
-of which every fifth is then kept for validation. The pretrained weights are downloaded on the first run.
+of which every fifth of a class is then kept for validation. The pretrained weights are downloaded on the first run.
 
 At first the new head is trained alone, and then the whole model, the backbone with a tenth of the head's learning rate.
 --find-lr looks for that learning rate, by a range test. The weights of the best epoch go to a file, with the names of
@@ -15,6 +15,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
@@ -29,10 +30,10 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     try:
         train, val = split(args.data)
+        make_writable(args.output)
         model, head, size = make_model(args.model, len(train.classes), pretrained=args.pretrained)
     except (OSError, ValueError) as error:
         sys.exit(f"finetune.py: {error}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     size = args.size or size
     batch_size = min(args.batch_size, len(train))
     crops = transforms.train(size, scale=(0.35, 1.0))
@@ -84,16 +85,21 @@ def main(args: argparse.Namespace) -> None:
 
 def split(root: Path) -> tuple[FolderSource, FolderSource]:
     """Return training and validation images."""
-    if (root / "train").is_dir() and (root / "val").is_dir():
+    there = [name for name in ("train", "val") if (root / name).is_dir()]
+    if len(there) == 1:
+        (missing,) = {"train", "val"} - {*there}
+        raise ValueError(f"{root} has {there[0]}/ but no {missing}/: expected both, or neither and <class>/<image>")
+    if there:
         train, val = FolderSource(root / "train"), FolderSource(root / "val")
         if different := {*train.classes} ^ {*val.classes}:
             raise ValueError(f"{', '.join(sorted(different))}: in only one of {train.root} and {val.root}")
         return train, val
-    source = FolderSource(root)  # images of a class stand together, so a fifth of all of them is a fifth of each class
-    held_out = range(4, len(source), 5)
-    if not held_out:
-        raise ValueError(f"{root} has {len(source)} images; expected five or more, to keep every fifth for validation")
-    return source.subset([i for i in range(len(source)) if i not in held_out]), source.subset(held_out)
+    source = FolderSource(root)
+    indices = np.arange(len(source))
+    held_out = np.concatenate([indices[source.labels == label][4::5] for label in range(len(source.classes))])
+    if not len(held_out):
+        raise ValueError(f"{root} has no class of five images or more, of which every fifth would be for validation")
+    return source.subset(np.delete(indices, held_out)), source.subset(held_out)
 
 
 def make_model(name: str, num_classes: int, *, pretrained: bool) -> tuple[nn.Module, nn.Module, int]:
@@ -106,6 +112,7 @@ def make_model(name: str, num_classes: int, *, pretrained: bool) -> tuple[nn.Mod
     path, last = linear[-1]
     head = nn.Linear(last.in_features, num_classes)
     model.set_submodule(path, head)
+    model.aux_logits = False  # with which inception_v3 and googlenet return a tuple in training
     return model, head, weights.transforms().crop_size[0] if weights else 224
 
 
@@ -118,19 +125,35 @@ def evaluate(model: nn.Module, loader: fastfeed.DataLoader) -> float:
     return float(right) / len(loader.dataset)
 
 
+def make_writable(file: Path) -> None:
+    """Make the folder of a file, and raise OSError now, and not after the training, if the file cannot be written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    existed = file.exists()
+    file.open("ab").close()
+    if not existed:
+        file.unlink()
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1."""
+    if (number := int(text)) < 1:
+        raise ValueError  # argparse says which argument it is
+    return number
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fine-tune a pretrained torchvision model on a folder of images.")
     parser.add_argument("data", type=Path, help="folder with <class>/<image> in it, or with train/ and val/ of those")
     parser.add_argument("--model", default="resnet50", help="name in torchvision.models (default: %(default)s)")
     parser.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, default=Path("finetuned.pt"), help="file (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=positive, default=10)
     parser.add_argument("--frozen-epochs", type=int, default=1, help="of the head alone (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="of the head (default: %(default)s)")
     parser.add_argument("--find-lr", action="store_true", help="look for a learning rate instead")
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--size", type=int, help="height and width of images (default: that of the weights)")
+    parser.add_argument("--size", type=positive, help="height and width of images (default: that of the weights)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

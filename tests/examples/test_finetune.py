@@ -8,7 +8,7 @@ import torch
 
 import fastfeed
 from fastfeed import DataLoader, FolderSource, transforms
-from tests.examples.scripts import finish, functions, run, start, write_colours
+from tests.examples.scripts import functions, run, write_colours
 from tests.images import write_folder
 from tests.torchvision_ops import torchvision_or_skip
 
@@ -24,11 +24,11 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_learns_and_keeps_the_best_weights(data, tmp_path):
-    output = tmp_path / "best.pt"
-    lines = finish(
-        start("finetune.py", data, "--output", output, "--model", "resnet18", "--lr", "3e-3", "--epochs", "3", *OPTIONS)
-    )
+def test_learns_and_keeps_the_best_weights(data, tmp_path, capsys):
+    output = tmp_path / "new" / "best.pt"
+    arguments = ["--output", output, "--model", "resnet18", "--lr", "3e-3", "--epochs", "3", *OPTIONS]
+    assert run("finetune.py", data, *arguments) is None
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "resnet18 on cpu: 72 training and 18 validation images"
     epochs = [re.fullmatch(r"epoch (\d): loss (.*), accuracy (.*)%( \(head alone\))?", line) for line in lines[1:4]]
     assert [bool(epoch[4]) for epoch in epochs] == [True, False, False]
@@ -84,24 +84,34 @@ def test_find_lr(suggestion, data, tmp_path, capsys, monkeypatch):
     assert [group["initial_lr"] for group in seen[0].param_groups] == pytest.approx([0.002, 0.02])
 
 
-def test_images_are_split_by_folders_or_by_fifths(tmp_path):
+def test_images_are_split_by_folders_or_by_fifths_of_each_class(tmp_path):
     split = functions("finetune.py")["split"]
     write_folder(tmp_path / "a" / "train", {"cat": 3, "dog": 2})
     write_folder(tmp_path / "a" / "val", {"cat": 1, "dog": 2})
     assert [len(source) for source in split(tmp_path / "a")] == [5, 3]
-    write_folder(tmp_path / "b", {"cat": 11, "dog": 9})
+    write_folder(tmp_path / "b", {"cat": 11, "dog": 9, "owl": 4})
     train, val = split(tmp_path / "b")
-    assert (len(train), len(val)) == (16, 4)
+    assert (len(train), len(val)) == (21, 3)
     assert sorted(train.samples + val.samples) == FolderSource(tmp_path / "b").samples
-    assert [target for _, target in val.samples] == [0, 0, 1, 1]
+    assert [target for _, target in val.samples] == [0, 0, 1]  # the few owls are all for training
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v3_small", "vit_b_32"])
+@pytest.mark.parametrize(("there", "missing"), [("train", "val"), ("val", "train")])
+def test_one_of_train_and_val_is_no_class(there, missing, tmp_path):
+    split = functions("finetune.py")["split"]
+    write_folder(tmp_path / there, {"cat": 5, "dog": 5})
+    write_folder(tmp_path / "test", {"cat": 5, "dog": 5})
+    with pytest.raises(ValueError, match=f"{tmp_path} has {there}/ but no {missing}/: expected both, or neither"):
+        split(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
+@pytest.mark.parametrize("name", ["convnext_tiny", "googlenet", "mobilenet_v3_small", "vit_b_32"])
 def test_heads_of_other_models(name):
     make_model = functions("finetune.py")["make_model"]
     with torch.device("meta"):
         model, head, size = make_model(name, 5, pretrained=False)
-        assert model.eval()(torch.empty(2, 3, size, size)).shape == (2, 5)
+        assert model(torch.empty(2, 3, size, size)).shape == (2, 5)
     assert any(module is head for module in model.modules())
 
 
@@ -117,8 +127,16 @@ def test_wrong_input_is_an_error_of_one_line(data, tmp_path):
     for arguments, message in (
         ([tmp_path / "nowhere"], f"no such folder: {tmp_path}/nowhere. Expected .*"),
         ([tmp_path / "other"], f"dog, owl: in only one of {tmp_path}/other/train and {tmp_path}/other/val"),
-        ([tmp_path / "few"], f"{tmp_path}/few has 4 images; expected five or more, .*"),
+        ([tmp_path / "few"], f"{tmp_path}/few has no class of five images or more, .*"),
+        ([data, "--output", tmp_path], f".*Is a directory: '{tmp_path}'"),
+        ([data, "--output", tmp_path / "few" / "cat" / "000.jpg" / "x.pt"], ".*(File exists|Not a directory): .*"),
         ([data, "--model", "resnet17", "--no-pretrained"], "Unknown model resnet17"),
         ([data, "--model", "squeezenet1_1", "--no-pretrained"], "squeezenet1_1 has no linear layer .*"),
     ):
         assert re.fullmatch(f"finetune.py: {message}", run("finetune.py", *arguments))
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--size"])
+def test_numbers_are_positive(option, capsys):
+    assert run("finetune.py", "data", option, "0") == 2
+    assert f"{option}: invalid positive value: '0'" in capsys.readouterr().err
