@@ -9,13 +9,14 @@ The embedding is what generalized-mean pooling and a linear layer make of the ba
 It is trained as a classifier by the cosines to one learnt vector per class: Zhai and Wu, Classification is a Strong
 Baseline for Deep Metric Learning, 2018 (https://arxiv.org/abs/1811.12649). Recall@k is the share of the images of val/
 that have one of their own class among the k nearest of all others, by the mean embedding of an image and its mirror
-image.
+image; those that have no other of their class do not count.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -35,7 +36,7 @@ class Embedding(nn.Module):
             raise ValueError(f"--model is {name}; expected one of torchvision's ResNets, as resnet50")
         self.backbone.avgpool = fastfeed.nn.GeMPool2d(p=3.0)
         self.backbone.fc = nn.Linear(self.backbone.fc.in_features, dim)
-        self.classes = nn.Parameter(torch.randn(num_classes, dim))
+        self.classes = nn.Parameter(torch.randn(num_classes, dim) / dim**0.5)  # of length 1: easily turned
         self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,12 +52,18 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     try:
         train, val = FolderSource(args.data / "train"), FolderSource(args.data / "val")
-        model = Embedding(args.model, args.dim, len(train.classes), pretrained=args.pretrained)
+        for source in (train, val):
+            if len(source.classes) < 2:
+                raise ValueError(f"{source.root} has one class alone; expected two or more")
+        alone = int((np.bincount(val.labels) == 1).sum())
+        if alone == len(val):
+            raise ValueError(f"{val.root} has one image of each class; expected another one to be found")
         if len(val) <= max(args.k):
             raise ValueError(f"{val.root} has {len(val)} images; expected more than --k, {max(args.k)}")
+        make_writable(args.output)
+        model = Embedding(args.model, args.dim, len(train.classes), pretrained=args.pretrained)
     except (OSError, ValueError) as error:
         sys.exit(f"retrieval.py: {error}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     batch_size = min(args.batch_size, len(train))
     loader = fastfeed.DataLoader(
         train,
@@ -97,9 +104,10 @@ def main(args: argparse.Namespace) -> None:
             losses.append(loss.detach())
         print(f"epoch {epoch}: loss {float(torch.stack(losses).mean()):.4f}", flush=True)
 
-    recalls = recall(*embed(model, val_loader), args.k)
-    print(", ".join(f"recall@{k} {share:.2%}" for k, share in zip(args.k, recalls, strict=True)))
     torch.save({"model": args.model, "dim": args.dim, "weights": model.state_dict()}, args.output)
+    recalls = recall(*embed(model, val_loader), args.k)
+    shares = ", ".join(f"recall@{k} {share:.2%}" for k, share in zip(args.k, recalls, strict=True))
+    print(f"{shares} of {len(val) - alone} images; {alone} have no other of their class")
 
 
 @torch.inference_mode()
@@ -116,15 +124,35 @@ def embed(model: nn.Module, loader: fastfeed.DataLoader) -> tuple[Tensor, Tensor
 
 
 def recall(embeddings: Tensor, classes: Tensor, ks: list[int]) -> list[float]:
-    """Return, for each k, the share of images with one of their own class among the k nearest others."""
+    """Return, for each k, the share of images with one of their own class among the k nearest others.
+
+    An image that has no other of its class is there to be found, wrongly, but is no query.
+    """
     hits = []
-    for queries in torch.arange(len(embeddings), device=embeddings.device).split(1024):  # M x M would be too large
+    findable = (classes.bincount()[classes] > 1).nonzero()[:, 0]
+    for queries in findable.split(1024):  # all at once would be too large
         cosines = embeddings[queries] @ embeddings.T
-        cosines[queries - queries[0], queries] = -torch.inf  # an image does not find itself
+        cosines.scatter_(1, queries[:, None], -torch.inf)  # an image does not find itself
         nearest = cosines.topk(max(ks)).indices
         hits.append(classes[nearest] == classes[queries, None])
     found = torch.cat(hits)
     return [found[:, :k].any(dim=1).float().mean().item() for k in ks]
+
+
+def make_writable(file: Path) -> None:
+    """Make the folder of a file, and raise OSError now, and not after the training, if the file cannot be written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    existed = file.exists()
+    file.open("ab").close()
+    if not existed:
+        file.unlink()
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1."""
+    if (number := int(text)) < 1:
+        raise ValueError  # argparse says which argument it is
+    return number
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -133,12 +161,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="resnet50", help="ResNet in torchvision.models (default: %(default)s)")
     parser.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, default=Path("retrieval.pt"), help="file (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=512, help="of the embedding (default: %(default)s)")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8], help="of recall@k (default: 1 2 4 8)")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--dim", type=positive, default=512, help="of the embedding (default: %(default)s)")
+    parser.add_argument("--k", type=positive, nargs="+", default=[1, 2, 4, 8], help="of recall@k (default: 1 2 4 8)")
+    parser.add_argument("--epochs", type=positive, default=20)
+    parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--size", type=int, default=224, help="height and width of images (default: %(default)s)")
+    parser.add_argument("--size", type=positive, default=224, help="height and width of images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
