@@ -3,11 +3,9 @@
     python examples/imagenet.py imagenet                                                  # one GPU, or the CPU
     torchrun --nproc-per-node 8 examples/imagenet.py imagenet --batch-size 1024 --lr 0.5  # eight GPUs
 
-Needs fastfeed and torchvision. The recipe is that of torchvision's IMAGENET1K_V2, shortened: TrivialAugment, erasing,
-mixup and cutmix, label smoothing, a cosine after a warm-up, averaged weights. After every epoch the output folder gets
-model.pt, the averaged weights, and checkpoint.pt, from which the same command goes on where it was stopped: in the
-middle of an epoch, and on another number of GPUs too, for the batch size is that of all of them together. Several
-machines need an output folder that all of them see.
+Needs fastfeed and torchvision. The recipe is that of torchvision's IMAGENET1K_V2, shortened. After every epoch the
+output folder, which several machines must share, gets model.pt, the averaged weights, and checkpoint.pt, from which the
+same command goes on where it was stopped: in the middle of an epoch, and on any number of GPUs that divides the batch.
 """
 
 import argparse
@@ -30,14 +28,24 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 
 def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
+    checkpoint = args.output / "checkpoint.pt"
     try:
+        if min(args.epochs, args.batch_size, args.size, args.save_every, args.log_every) < 1:
+            raise ValueError("--epochs, --batch-size, --size, --save-every and --log-every are 1 or more")
         train, val = fastfeed.FolderSource(args.data / "train"), fastfeed.FolderSource(args.data / "val")
         model = torchvision.models.get_model(args.model, num_classes=len(train.classes))
         if different := {*train.classes} ^ {*val.classes}:
             raise ValueError(f"{', '.join(sorted(different))}: in only one of {train.root} and {val.root}")
-        if args.batch_size % WORLD_SIZE or not 0 < args.batch_size <= len(train):
-            expected = f"a multiple of {WORLD_SIZE} (the ranks), at most {len(train)} (the training images)"
-            raise ValueError(f"--batch-size is {args.batch_size}; expected {expected}")
+        if args.batch_size % WORLD_SIZE or args.batch_size > len(train):
+            raise ValueError(f"--batch-size: expected a multiple of {WORLD_SIZE} ranks, at most {len(train)} images")
+        keys = sorted(vars(args).keys() - {"data", "output", "save_every", "log_every"})  # these may change
+        settings = {key: vars(args)[key] for key in keys} | {"classes": len(train.classes), "images": len(train)}
+        saved = torch.load(checkpoint, map_location="cpu") if checkpoint.exists() else {"settings": settings}
+        for key, value in settings.items():
+            if (other := saved["settings"].get(key)) != value:
+                raise ValueError(f"{checkpoint} is of {key} {other}, this is {key} {value}: choose another --output")
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "checkpoint.tmp").touch()  # raises now, and not at the first save
     except (OSError, ValueError) as error:
         sys.exit(f"imagenet.py: {error}")
     if torch.cuda.is_available():
@@ -48,12 +56,10 @@ def main(args: argparse.Namespace) -> None:
 
     common = {"batch_size": args.batch_size // WORLD_SIZE, "dtype": torch.bfloat16, "seed": args.seed}
     crops, mix = fastfeed.transforms.train(args.size, augment="trivial", erase=0.1), fastfeed.Mix(mixup=0.2, cutmix=1.0)
-    loader = fastfeed.DataLoader(train, shuffle=True, drop_last=True, transform=crops, mix=mix, **common)
+    training = {"shuffle": True, "drop_last": True, "transform": crops, **common}
+    loader = fastfeed.DataLoader(train, mix=mix, **training)
     val_loader = fastfeed.DataLoader(val, transform=fastfeed.transforms.eval(args.size), info=True, **common)
-    # For the statistics of batch normalization: the same images on every rank, which so come to the same numbers.
-    bn_loader = fastfeed.DataLoader(
-        train, shuffle=True, drop_last=True, transform=crops, rank=0, world_size=1, **common
-    )
+    bn_loader = fastfeed.DataLoader(train, rank=0, world_size=1, **training)  # on every rank the same images
 
     model = model.to(device := loader.device, memory_format=torch.channels_last)
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -64,19 +70,16 @@ def main(args: argparse.Namespace) -> None:
     schedule = fastfeed.optim.warmup_cosine(optimizer, warmup_steps=total // 20, total_steps=total)
 
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "loader": loader}
-    checkpoint = args.output / "checkpoint.pt"
-    if checkpoint.exists():
-        for name, state in torch.load(checkpoint, map_location="cpu").items():
-            parts[name].load_state_dict(state)
+    for name in parts.keys() & saved.keys():
+        parts[name].load_state_dict(saved.pop(name))
     if RANK == 0:
         print(f"{args.model} on {WORLD_SIZE} x {device.type}, {schedule.last_epoch} of {total} steps done", flush=True)
-
     replica = torch.nn.parallel.DistributedDataParallel(model) if WORLD_SIZE > 1 else model
     for epoch in range(loader.epoch, args.epochs):
         model.train()
         losses, start = [], time.perf_counter()
         for images, target in loader:
-            torch.manual_seed(schedule.last_epoch * WORLD_SIZE + RANK)  # dropout is the same after a resume
+            torch.manual_seed((step := schedule.last_epoch) * WORLD_SIZE + RANK)  # dropout is the same after a resume
             with torch.autocast(device.type, torch.bfloat16):
                 loss = fastfeed.functional.cross_entropy(replica(images), target, label_smoothing=0.1)
             optimizer.zero_grad()
@@ -86,11 +89,11 @@ def main(args: argparse.Namespace) -> None:
             if len(losses) == args.log_every and RANK == 0:
                 mean = torch.stack(losses).mean().item()  # the host waits for the GPU here alone
                 rate, lr = len(losses) * args.batch_size / (time.perf_counter() - start), schedule.get_last_lr()[0]
-                print(f"step {schedule.last_epoch}: loss {mean:.4f}, {rate:,.0f} img/s, lr {lr:.6f}", flush=True)
+                print(f"step {step}: loss {mean:.4f} (rank 0), {rate:,.0f} img/s, lr {lr:.6f}", flush=True)
                 losses, start = [], time.perf_counter()
             schedule.step()
             if schedule.last_epoch % args.save_every == 0:
-                save(checkpoint, parts)
+                save(checkpoint, settings, parts)
 
         with optimizer.ema_weights(), torch.autocast(device.type, torch.bfloat16):
             torch.manual_seed(epoch)
@@ -99,8 +102,8 @@ def main(args: argparse.Namespace) -> None:
             accuracy = evaluate(model, val_loader)
             if RANK == 0:
                 print(f"epoch {epoch}: accuracy {accuracy:.2%} of {len(val)} images, averaged weights", flush=True)
-            save(args.output / "model.pt", {"model": model})
-        save(checkpoint, parts)
+            save(args.output / "model.pt", settings, {"model": model})
+        save(checkpoint, settings, parts)
     if WORLD_SIZE > 1:
         dist.destroy_process_group()
 
@@ -111,19 +114,18 @@ def evaluate(model: torch.nn.Module, loader: fastfeed.DataLoader) -> float:
     model.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=loader.device)
     for images, target, info in loader:
-        # Samples that only fill up a rank's last batch are not valid: another rank counts them.
-        right = (model(images).argmax(dim=1) == target) & info.valid
+        right = (model(images).argmax(dim=1) == target) & info.valid  # what fills up a last batch is counted elsewhere
         counts += torch.stack([right.sum(), info.valid.sum()])
     if WORLD_SIZE > 1:
         dist.all_reduce(counts)
     return float(counts[0] / counts[1])
 
 
-def save(path: Path, parts: dict[str, Any]) -> None:
-    """Write states, on rank 0, to a file that is whole, the old one or the new, whenever the process is killed."""
+def save(path: Path, settings: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Write a file, on rank 0, that is whole, the old one or the new, whenever the process is killed."""
     if RANK == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({name: part.state_dict() for name, part in parts.items()}, path.with_suffix(".tmp"))
+        states = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"settings": settings, **states}, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 
 

@@ -61,7 +61,9 @@ def load(path):
 
 def steps_of(lines):
     """Return [(step, loss, lr)] as they were printed."""
-    found = [re.fullmatch(r"step (\d+): loss (\d+\.\d{4}), [\d,]+ img/s, lr (\d\.\d{6})", line) for line in lines]
+    found = [
+        re.fullmatch(r"step (\d+): loss (\d+\.\d{4}) \(rank 0\), [\d,]+ img/s, lr (\d\.\d{6})", line) for line in lines
+    ]
     return [match.groups() for match in found if match]
 
 
@@ -166,6 +168,9 @@ def test_help(capsys):
         assert option in printed
 
 
+POSITIVE = ["--epochs", "--batch-size", "--size", "--save-every", "--log-every"]
+
+
 def test_wrong_input_is_an_error_of_one_line(data, tmp_path):
     write_folder(tmp_path / "train", {"cat": 3, "dog": 3})
     write_folder(tmp_path / "val", {"cat": 2, "owl": 1})
@@ -173,9 +178,47 @@ def test_wrong_input_is_an_error_of_one_line(data, tmp_path):
         ([data / "nowhere"], f"no such folder: {data}/nowhere/train. Expected .*"),
         ([tmp_path], f"dog, owl: in only one of {tmp_path}/train and {tmp_path}/val"),
         ([data, "--model", "resnet17"], "Unknown model resnet17"),
-        ([data, "--batch-size", "22"], "--batch-size is 22; expected a multiple of 1 .*, at most 21 .*"),
+        ([data, "--batch-size", "22"], "--batch-size: expected a multiple of 1 ranks, at most 21 images"),
+        (
+            [data, "--batch-size", "7", "--output", data / "train" / "cat" / "000.jpg"],
+            ".*(File exists|Not a directory): .*",
+        ),
+        *(([data, f"{option}=0"], f".*{option}.* 1 or more") for option in POSITIVE),
     ):
         assert re.fullmatch(f"imagenet.py: {message}", run("imagenet.py", *arguments))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path, capsys):
+    def start_again(root=data, **changed):
+        settings = {"epochs": 1, "batch-size": 10, "model": "shufflenet_v2_x0_5", "size": 32} | changed
+        options = [f"--{key}={value}" for key, value in settings.items()]
+        return run("imagenet.py", root, "--output", tmp_path / "output", *options)
+
+    assert start_again() is None
+    path = tmp_path / "output" / "checkpoint.pt"
+    before = path.read_bytes()
+    write_folder(tmp_path / "more" / "train", {"cat": 11, "dog": 10, "owl": 1})
+    write_folder(tmp_path / "more" / "val", {"cat": 1, "dog": 1, "owl": 1})
+    write_folder(tmp_path / "fewer" / "train", {"cat": 11, "dog": 9})
+    write_folder(tmp_path / "fewer" / "val", {"cat": 1, "dog": 1})
+    for changed, message in (
+        ({"epochs": 3}, "is of epochs 1, this is epochs 3"),
+        ({"batch-size": 20}, "is of batch_size 10, this is batch_size 20"),
+        ({"lr": 0.1}, "is of lr 0.125, this is lr 0.1"),
+        ({"model": "resnet18"}, "is of model shufflenet_v2_x0_5, this is model resnet18"),
+        ({"size": 64}, "is of size 32, this is size 64"),
+        ({"seed": 1}, "is of seed 0, this is seed 1"),
+        ({"ema-decay": 0.9}, "is of ema_decay 0.999, this is ema_decay 0.9"),
+        ({"root": tmp_path / "more"}, "is of classes 2, this is classes 3"),
+        ({"root": tmp_path / "fewer"}, "is of images 21, this is images 20"),
+    ):
+        assert start_again(**changed) == f"imagenet.py: {path} {message}: choose another --output"
+    assert path.read_bytes() == before
+
+    capsys.readouterr()
+    assert start_again(**{"save-every": 7, "log-every": 7}) is None
+    assert capsys.readouterr().out == "shufflenet_v2_x0_5 on 1 x cpu, 2 of 2 steps done\n"
 
 
 def test_is_short():
