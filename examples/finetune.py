@@ -106,13 +106,14 @@ def make_model(name: str, num_classes: int, *, pretrained: bool) -> tuple[nn.Mod
     """Return a model with a new head, the head, and the size of the images that its weights were trained for."""
     weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
     model = torchvision.models.get_model(name, weights=weights)
+    if name in ("googlenet", "inception_v3"):  # whose further heads make a tuple of the output in training
+        model.aux_logits, model.aux1, model.aux2, model.AuxLogits = False, None, None, None
     linear = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError(f"{name} has no linear layer to be replaced; expected another model, as resnet50")
     path, last = linear[-1]
     head = nn.Linear(last.in_features, num_classes)
     model.set_submodule(path, head)
-    model.aux_logits = False  # with which inception_v3 and googlenet return a tuple in training
     return model, head, weights.transforms().crop_size[0] if weights else 224
 
 

@@ -105,8 +105,8 @@ def test_one_of_train_and_val_is_no_class(there, missing, tmp_path):
         split(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
-@pytest.mark.parametrize("name", ["convnext_tiny", "googlenet", "mobilenet_v3_small", "vit_b_32"])
+@pytest.mark.filterwarnings("ignore:The default weight initialization of")
+@pytest.mark.parametrize("name", ["convnext_tiny", "googlenet", "inception_v3", "mobilenet_v3_small", "vit_b_32"])
 def test_heads_of_other_models(name):
     make_model = functions("finetune.py")["make_model"]
     with torch.device("meta"):
