@@ -13,8 +13,12 @@ CSRC = HERE.parents[1] / "csrc"
 GXX = shutil.which("g++")
 SEED, BATCHES = 1, 1500
 
-# Not optimized: faster to compile, and no access is optimized away.
-MEMORY = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+# Not optimized: faster to compile, and no access is optimized away. Without the checks of pointers that take a third of
+# the time to compile: of an access that is wrong by them the address sanitizer tells.
+MEMORY = (
+    *("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,pointer-overflow"),
+    "-fno-sanitize-recover=all",
+)
 THREADS = ("-O1", "-g", "-fsanitize=thread")
 PROGRAMS = {  # name: (sources, flags)
     "finish": (["fuzz_finish.cpp"], MEMORY),
