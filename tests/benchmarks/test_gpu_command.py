@@ -1,5 +1,7 @@
 """`make gpu`: that it ends in time, whatever its steps do."""
 
+import os
+import subprocess
 import sys
 import time
 
@@ -61,6 +63,24 @@ def test_all_steps_together_keep_to_the_time(tmp_path):
     outcomes = run(plan, tmp_path, 1.9)
     assert time.monotonic() - start < 10
     assert [o.ended for o in outcomes] == ["stopped after 2 s", "no time left", "no time left"]
+
+
+def test_the_tests_are_found_without_what_a_gpu_machine_lacks(tmp_path):
+    # One file that can't be imported keeps pytest from running any.
+    tests = next(step for step in gpu.steps(sys.executable, tmp_path) if step.name == "tests")
+    command = list(tests.command[tests.command.index("pytest") + 1 :])
+    lacks = "hypothesis expecttest accelerate lightning matplotlib timm torchdata torchvision nvidia pytest_timeout"
+    script = (
+        "import sys\n"
+        f"for name in {lacks.split()}:\n"
+        "    sys.modules[name] = None\n"
+        f"import pytest\nsys.exit(pytest.main({[*command, '--collect-only']}))\n"
+    )
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=gpu.ROOT, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
 
 
 def test_time_is_left_for_the_benchmarks(tmp_path):
