@@ -59,7 +59,7 @@ class TensorTable:
         self.trust_partial_sums: Tensor | None = None
 
         # What moves between steps lies together: one copy brings it.
-        self._moving = self._host_buffer().to(self.device)
+        self._moving = self._host_buffer().to(self.device, non_blocking=True)
         self.gradients, self.learning_rates, self.groups = self._split(self._moving)
         self._current: Any = None
         self._spare: Tensor | None = self._host_buffer()  # memory of the host is not to be allocated during a capture
