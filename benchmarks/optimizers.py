@@ -25,6 +25,9 @@ LR = WEIGHT_DECAY = 1e-2  # large, so that a check sees them
 ON_GPU = ("squeezenet", "resnet18", "resnet50", "vit_b16", "vit_l16", "1000x1000")
 ON_CPU = ("squeezenet", "resnet18", "resnet50", "1000x1000")
 
+# torch.compile takes a minute and more for a step of several hundred tensors, twice: for the check, and to be timed.
+MANY_TENSORS = 100
+
 Optimizer = Callable[..., Any]  # (params, lr=, weight_decay=, ...) -> what has a step()
 
 
@@ -121,6 +124,8 @@ class OptimizerCase(Case):
 
     def compiled(self, optimizer: Optimizer, **options: Any) -> Run:
         """Return a run of one step that torch.compile has compiled."""
+        if len(self.params) > MANY_TENSORS:
+            self.leave_out_of_quick(f"compiling a step of {len(self.params)} tensors takes minutes", on_gpu=True)
         self.leave_out_of_quick("compiling a step takes about 20 s", on_gpu=False)
         graphs = []
 

@@ -244,6 +244,13 @@ def test_compiled(case, graphs, tiny):
         case(CPU, tiny, torch.float32).check(COMPILED)
 
 
+def test_a_quick_run_on_a_gpu_compiles_no_step_of_many_tensors():
+    instance = AdamWCase(CPU, "1000x1000", torch.float32)
+    instance.options = GPU
+    with pytest.raises(Absent, match="left out of --quick: compiling a step of 1000 tensors"):
+        instance.check(COMPILED)
+
+
 @pytest.mark.parametrize("case", [AdamWCase, SGDCase], ids=lambda case: case.name)
 def test_compiled_does_not_run_eagerly(case, tiny):
     run = case.providers[COMPILED](case(FULL, tiny, torch.float32))
