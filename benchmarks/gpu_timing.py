@@ -37,9 +37,21 @@ def capture(runs: Sequence[Run], device: torch.device) -> Run:
 
     graph = torch.cuda.CUDAGraph()
     kept: list[Any] = []  # an output that is given back lends its memory, still in the cache, to the next run
-    with torch.cuda.graph(graph, stream=stream):
-        for run in runs:
-            kept.append(run())
+    current, broken = torch.cuda.current_stream(device), None
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            try:
+                for run in runs:
+                    kept.append(run())
+            except Exception as error:
+                broken = error
+                raise
+    except Exception:
+        # To end a broken capture is an error of its own, which hides whose fault it is, and leaves its stream current.
+        torch.cuda.set_stream(current)
+        if broken is not None:
+            raise broken from broken.__cause__
+        raise
 
     def replay() -> list[Any]:
         graph.replay()

@@ -4,7 +4,9 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -14,6 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.case import Case, Options
 from benchmarks.cases import all_cases
 from benchmarks.cases.optimizers import AdamWCase
+from benchmarks.gpu_timing import capture
 from benchmarks.harness import measure_pass
 from benchmarks.machine import Ceilings
 from benchmarks.peers import Absent, need
@@ -392,6 +395,34 @@ def test_what_would_be_timed_instead_is_refused(variable, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         run_main([fake_case({"slow": []})])
     assert f"{variable} is set" in capsys.readouterr().err
+
+
+def test_a_run_that_no_graph_can_hold_is_blamed_itself(monkeypatch):
+    class Graph:  # as torch.cuda.graph, which ends the capture however the block ends, and raises if it is broken
+        def __init__(self, graph, stream):
+            pass
+
+        def __enter__(self):
+            current.append("captured")
+
+        def __exit__(self, *error):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def run():
+        if current[-1] == "captured":
+            raise ValueError("the run's own error")
+
+    current = ["default"]
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.append("default"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    with pytest.raises(ValueError, match="the run's own error"):
+        capture([run], torch.device("cuda"))
+    assert current[-1] == "default"
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
