@@ -92,7 +92,11 @@ def rows(size: int = 96) -> list[Row]:
     crops = [
         Row("RandomResizedCrop", lambda t: [t.RandomResizedCrop(sides)]),
         Row("RandomResizedCrop, bicubic", lambda t: [t.RandomResizedCrop(size, interpolation=bicubic(t))]),
-        Row("RandomResizedCrop, lanczos", lambda t: [t.RandomResizedCrop(size, interpolation=lanczos(t))]),
+        Row(
+            "RandomResizedCrop, lanczos",
+            lambda t: [t.RandomResizedCrop(size, interpolation=lanczos(t))],
+            forms=FORMS if _resizes_tensors_by_lanczos() else FORMS[:1],
+        ),
         Row("Resize((h, w))", lambda t: [t.Resize(sides)]),
         Row("Resize((h, w)), bicubic", lambda t: [t.Resize(sides, interpolation=bicubic(t))]),
         Row("Resize, CenterCrop", lambda t: [t.Resize(size * 8 // 7), t.CenterCrop(size)]),
@@ -144,6 +148,11 @@ def rows(size: int = 96) -> list[Row]:
         Row("ToTensor, RandomCrop", lambda t: [], lambda t: [window(t)]),
     ]
     return crops + steps + floats
+
+
+def _resizes_tensors_by_lanczos() -> bool:
+    """Whether torchvision's tensors can be: it asks PyTorch, which learnt to after 2.11, and names its modes there."""
+    return "lanczos" in (torch.nn.functional.interpolate.__doc__ or "")
 
 
 def measure(row: Row, paths: Sequence[str]) -> dict[str, Difference]:

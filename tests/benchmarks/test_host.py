@@ -19,8 +19,9 @@ def test_sleep(versus):
 
 def run_pytest(*arguments, cwd=ROOT):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "-q", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def test_everything_in_it_runs():

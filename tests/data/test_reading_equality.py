@@ -71,8 +71,9 @@ def paths(tmp_path_factory):
 @pytest.mark.parametrize("name", ROWS)
 def test_pixels(name, paths):
     found = measure(ROWS[name], paths)
-    assert found.keys() == set(FORMS)
-    for form, bounds in zip(FORMS, (PIL, TENSOR), strict=True):
+    assert set(FORMS[:1]) <= found.keys() <= set(FORMS)
+    for form in found:
+        bounds = {"PIL": PIL, "uint8 tensor": TENSOR}[form]
         bound, got = bounds.get(name, Difference(0, 0, 0, 0)), found[form]
         assert got.mean <= bound.mean + FLOAT, form
         assert abs(got.bias) <= bound.bias + FLOAT, form
