@@ -204,7 +204,7 @@ def _load(transform: Transform, dtype: torch.dtype, paths: Sequence[str], device
 
 
 def _difference(ours: torch.Tensor, theirs: torch.Tensor, transform: Transform) -> Difference:
-    levels = 255 * torch.tensor(transform.std)[:, None, None]
+    levels = 255 / transform.white * torch.tensor(transform.std)[:, None, None]
     difference = ((ours.float() - theirs.float()) * levels).double()
     return Difference(
         difference.abs().mean().item(),

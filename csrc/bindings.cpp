@@ -94,14 +94,14 @@ FinishArgs finish_args(uintptr_t src, const std::array<int64_t, 4>& shape, const
 }
 
 void bind_finish(py::module_& m) {
-    py::class_<Normalizer>(m, "Normalizer", "The constants of (byte / 255 - mean) / std.")
-        .def(py::init([](const std::vector<float>& mean, const std::vector<float>& std, bool multiplied) {
+    py::class_<Normalizer>(m, "Normalizer", "The constants of (byte / 255 - mean) / std; with a factor, of (byte * factor - mean) / std.")
+        .def(py::init([](const std::vector<float>& mean, const std::vector<float>& std, float factor) {
                  if (mean.size() != std.size() || mean.empty() || mean.size() > 4) {
                      throw std::invalid_argument("Normalizer: expected 1 to 4 means and as many stds");
                  }
-                 return make_normalizer(mean.data(), std.data(), static_cast<int>(mean.size()), multiplied);
+                 return make_normalizer(mean.data(), std.data(), static_cast<int>(mean.size()), factor);
              }),
-             py::arg("mean"), py::arg("std"), py::arg("multiplied") = false)
+             py::arg("mean"), py::arg("std"), py::arg("factor") = 0.0f)
         .def_readonly("fused", &Normalizer::fused, "Whether it needs no divisions.");
     m.def(
         "finish_cpu",

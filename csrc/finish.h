@@ -34,12 +34,12 @@ struct Normalizer {
     bool fused;      // the form without divisions gives the same bits for all 256 bytes of every channel
     bool single[3];  // one fmaf does, once it is rounded to this Output; never for float32
     bool normal;     // every value is 0 or lies far from the subnormal numbers and from infinity: in [2^-60, 2^60]
-    bool multiplied;  // bytes are multiplied by 1 / 255, rounded, and not divided by 255; then `fused` is false
+    float factor;    // what bytes are multiplied by, if not 0, and not divided by 255; then `fused` is false
 };
 
 // Nearly every mean and std are `fused`; for the others some quotient lies within 2^-48 of a tie. Of random ones 99 in
 // 100 are `single` for bfloat16 and 9 in 10 for float16; those in use are for both.
-Normalizer make_normalizer(const float* mean, const float* std, int channels, bool multiplied = false);
+Normalizer make_normalizer(const float* mean, const float* std, int channels, float factor = 0);
 
 // What happens to one sample. Rectangles are in pixels of the output, and may reach over its edges.
 struct Rectangle {
@@ -106,8 +106,8 @@ FASTFEED_HD float normalize_fused(float level, float mean_256, float inverse, fl
 
 FASTFEED_HD float normalize(float byte, float mean, float std) { return (byte / 255.0f - mean) / std; }
 
-FASTFEED_HD float normalize_multiplied(float byte, float mean, float std) {
-    return (byte * 0x1.010102p-8f - mean) / std;
+FASTFEED_HD float normalize_multiplied(float byte, float factor, float mean, float std) {
+    return (byte * factor - mean) / std;
 }
 
 FASTFEED_HD float blend(float own, float partner, float weight) {

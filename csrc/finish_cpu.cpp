@@ -16,13 +16,13 @@ namespace fastfeed {
 // Levels of this many times the size: see widen_to_levels.
 static constexpr float WIDE = 0x1p24f;
 
-Normalizer make_normalizer(const float* mean, const float* std, int channels, bool multiplied) {
+Normalizer make_normalizer(const float* mean, const float* std, int channels, float factor) {
     Normalizer normalizer{};
     normalizer.channels = channels;
-    normalizer.multiplied = multiplied;
+    normalizer.factor = factor;
     normalizer.normal = true;
     // Of products there are no forms without divisions: all that they would be is faster.
-    normalizer.fused = normalizer.single[1] = normalizer.single[2] = !multiplied;
+    normalizer.fused = normalizer.single[1] = normalizer.single[2] = factor == 0;
     const auto is_normal = [](float value) {
         return value == 0 || (std::fabs(value) >= 0x1p-60f && std::fabs(value) <= 0x1p60f);
     };
@@ -34,7 +34,8 @@ Normalizer make_normalizer(const float* mean, const float* std, int channels, bo
         normalizer.channel[c] = {mean[c], std[c], 256 * mean[c], inverse, inverse_error, scale, offset};
         for (int byte = 0; byte < 256; ++byte) {
             const float in = static_cast<float>(byte);
-            const float value = multiplied ? normalize_multiplied(in, mean[c], std[c]) : normalize(in, mean[c], std[c]);
+            const float value = factor == 0 ? normalize(in, mean[c], std[c])
+                                            : normalize_multiplied(in, factor, mean[c], std[c]);
             const float fused = normalize_fused(level(in), 256 * mean[c], inverse, inverse_error);
             const float wide = normalize_fused(WIDE * level(in), WIDE * (256 * mean[c]),
                                                inverse / WIDE, inverse_error / WIDE);
@@ -68,9 +69,10 @@ struct Lanes {
     alignas(64) float inverse_error[PERIOD];
     alignas(64) float scale[PERIOD];
     alignas(64) float offset[PERIOD];
+    float factor;
 
     // For levels that are `wide` times as large.
-    Lanes(const Normalizer& normalizer, float wide) {
+    Lanes(const Normalizer& normalizer, float wide) : factor(normalizer.factor) {
         for (int i = 0; i < PERIOD; ++i) {
             const Channel& channel = normalizer.channel[i % normalizer.channels];
             mean[i] = channel.mean;
@@ -170,7 +172,7 @@ Choice choose_rows(const FinishArgs& a) {
     const int output = static_cast<int>(a.output);
     if (a.c != 1 && a.c != 3 && a.c != 4) throw std::invalid_argument("finish: not 1, 3 or 4 channels");
     if (output < 0 || output > 2) throw std::invalid_argument("finish: unknown output type");
-    const Form form = a.normalizer.multiplied        ? Form::multiply
+    const Form form = a.normalizer.factor != 0       ? Form::multiply
                       : !a.normalizer.fused          ? Form::divide
                       : a.normalizer.single[output] ? Form::single
                                                     : Form::fused;
@@ -188,7 +190,7 @@ Choice choose_rows(const FinishArgs& a) {
 #if defined(__FMA__) || defined(__aarch64__)
     return {baseline::rows_for(a, form), 1};
 #else
-    const Form exact = a.normalizer.multiplied ? Form::multiply : Form::divide;
+    const Form exact = a.normalizer.factor != 0 ? Form::multiply : Form::divide;
     return {baseline::rows_for(a, exact), 1};  // faster than calls of fmaf, where it is no instruction
 #endif
 }

@@ -100,7 +100,8 @@ FASTFEED_HD void pixel_values(const FinishArgs& a, const SampleParameters& s, in
     for (int c = 0; c < C; ++c) {
         const Channel& k = a.normalizer.channel[c];
         const float byte = src[c * a.stride_c];
-        values[c] = a.normalizer.multiplied ? normalize_multiplied(byte, k.mean, k.std) : normalize(byte, k.mean, k.std);
+        const float factor = a.normalizer.factor;
+        values[c] = factor == 0 ? normalize(byte, k.mean, k.std) : normalize_multiplied(byte, factor, k.mean, k.std);
     }
 }
 

@@ -16,6 +16,7 @@ from fastfeed.data.loader import DataLoader
 from fastfeed.data.mix import MixedTarget
 from fastfeed.data.sources import FolderSource, Source, TarSource
 from fastfeed.data.sources.shards import names_shards
+from fastfeed.data.transforms import Transform
 
 _FONT_SIZE, _LINE, _GAP = 13, 16, 6  # pixels: of the labels' letters, of their lines, and between cells
 _NARROWEST = 96  # pixels of a cell, so that there is room for a label: smaller images are enlarged
@@ -66,7 +67,7 @@ def contact_sheet(loader: DataLoader, count: int = 32, columns: int = 8) -> Imag
     labels: list[list[str]] = []
     for images, target, *_ in loader:
         views = images.shape[1] if images.dim() == 5 else 1  # with tta
-        pictures += _levels(images.reshape(-1, *images.shape[-3:]), loader.transform.mean, loader.transform.std)
+        pictures += _levels(images.reshape(-1, *images.shape[-3:]), loader.transform)
         for i in range(len(images)):
             lines = _label(target, i, getattr(loader.dataset, "classes", None))
             labels += [[f"{view}: {lines[0]}", *lines[1:]] for view in range(views)] if views > 1 else [lines]
@@ -77,10 +78,10 @@ def contact_sheet(loader: DataLoader, count: int = 32, columns: int = 8) -> Imag
     return _draw(pictures[:count], labels[:count], columns)
 
 
-def _levels(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> list[npt.NDArray[np.uint8]]:
+def _levels(images: torch.Tensor, transform: Transform) -> list[npt.NDArray[np.uint8]]:
     """Return images as uint8 [H, W, 3]."""
-    values = images.float().cpu().permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)
-    return list((values * 255).round().clamp(0, 255).to(torch.uint8).numpy())
+    values = images.float().cpu().permute(0, 2, 3, 1) * torch.tensor(transform.std) + torch.tensor(transform.mean)
+    return list((values * (255 / transform.white)).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
 def _label(target: Any, i: int, classes: list[str] | None) -> list[str]:

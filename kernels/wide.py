@@ -20,10 +20,10 @@ def bounds(row, R, C, VEC: tl.constexpr, TAIL: tl.constexpr):
     start = row * C
     lead = (start % VEC).to(tl.int32)
     end = lead + C
-    whole = (end + VEC - 1) // VEC * VEC
+    vectors = (end + VEC - 1) // VEC
     if TAIL:  # the last row's last vector would reach beyond the tensor
-        whole = tl.where(row == R - 1, end // VEC * VEC, whole)
-    return start // VEC * VEC, lead, end, whole
+        vectors = tl.where(row == R - 1, end // VEC, vectors)
+    return start // VEC * VEC, lead, end, vectors * VEC  # multiplied last: the compiler sees whole vectors
 
 
 @triton.jit

@@ -82,6 +82,7 @@ class Decoding:
             transform.std,
             dtype,
             memory_format,
+            factor=transform.factor,
             fill=erase.value if isinstance(erase, RandomErasing) and not isinstance(erase.value, str) else 0.0,
             threads=threads,
             spare_outputs=self._lag + 2,

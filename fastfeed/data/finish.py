@@ -159,7 +159,7 @@ def finish_reference(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.channels_last,
     fill: Sequence[float] | None = None,
-    multiplied: bool = False,
+    factor: float | None = None,
 ) -> torch.Tensor:
     """What `Finish` computes, in eager PyTorch; `fill` has a value per channel."""
     n, h, w, c = images.shape
@@ -180,7 +180,7 @@ def finish_reference(
     x = where(p["flip"] & 1 > 0, images.flip(2), images)
     x = where(p["flip"] & 2 > 0, x.flip(1), x)
     x = x.float()
-    x = x.mul(1 / 255) if multiplied else x.div(255)
+    x = x.div(255) if factor is None else x.mul(factor)
     x = x.sub(tensor(mean)).div(tensor(std))
     erased = tensor([0.0] * c if fill is None else fill).expand_as(x)
     if p["noise"].any():
@@ -212,15 +212,16 @@ class Finish:
         memory_format: torch.channels_last or torch.contiguous_format.
         fill: what erased pixels become, a value for each channel or one for all, in units of the output: 0, the
             default, is the mean.
-        multiplied: multiply bytes by 1 / 255, rounded to fp32, as torchvision's transforms of version 2 do, and not
-            divide them by 255, as those of version 1: half of the bytes differ in the last bit.
+        factor: what bytes are multiplied by, rounded to fp32; mean and std are in units of the product then. 1 / 255
+            is what torchvision's transforms of version 2 do: half of the bytes differ in the last bit from those of
+            version 1, and of the default, None, which divides by 255. 1 leaves levels from 0 to 255.
         threads: CPU threads; 0 is one per core.
         spare_outputs: on the CPU, how many outputs' memory is kept, once they are freed, for the next ones.
 
     Raises:
         ValueError: for another dtype or memory format; for means and stds of different lengths, or that are not
             finite in fp32, or stds that are not positive or so small that values overflow; for a fill that is not
-            finite; for negative threads or spare_outputs.
+            finite, or a factor outside 0 to 1; for negative threads or spare_outputs.
     """
 
     def __init__(
@@ -231,7 +232,7 @@ class Finish:
         memory_format: torch.memory_format = torch.channels_last,
         *,
         fill: float | Sequence[float] = 0.0,
-        multiplied: bool = False,
+        factor: float | None = None,
         threads: int = 0,
         spare_outputs: int = 2,
     ) -> None:
@@ -241,7 +242,9 @@ class Finish:
             raise ValueError(
                 f"memory_format is {memory_format!r}; expected torch.channels_last or torch.contiguous_format"
             )
-        check_mean_std(mean, std)
+        if factor is not None and not 0 < factor <= 1:
+            raise ValueError(f"factor is {factor}; expected a number above 0, at most 1, or None to divide by 255")
+        check_mean_std(mean, std, factor)
         fill = [fill] * len(mean) if isinstance(fill, int | float | np.floating) else list(fill)
         if len(fill) != len(mean) or not all(abs(value) <= 1e38 for value in fill):
             raise ValueError(
@@ -252,14 +255,14 @@ class Finish:
         self.mean, self.std, self.fill = tuple(mean), tuple(std), tuple(fill)
         self.dtype = dtype
         self.memory_format = memory_format
-        self._multiplied = multiplied
+        self.factor = factor
         self._resources = (threads, spare_outputs)
         self._mean_std = torch.tensor((self.mean, self.std), dtype=torch.float32, device="cpu")[..., None, None]
         self._acquire()
 
     def _acquire(self) -> None:
         self._on_gpu: dict[torch.device, tuple[torch.Tensor, torch.cuda.Event]] = {}  # mean and std
-        self._normalizer = extension().Normalizer(self.mean, self.std, self._multiplied)
+        self._normalizer = extension().Normalizer(self.mean, self.std, self.factor or 0.0)
         self.close()
 
     def close(self) -> None:
@@ -433,8 +436,8 @@ class Finish:
         return torch.empty(0, dtype=self.dtype, device=device).set_(memory.untyped_storage(), 0, shape, strides)
 
 
-def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise ValueError unless mean and std are fit for normalising 1, 3 or 4 channels."""
+def check_mean_std(mean: Sequence[float], std: Sequence[float], factor: float | None = None) -> None:
+    """Raise ValueError unless mean and std are fit for normalising 1, 3 or 4 channels of bytes times `factor`."""
     for name, values in (("mean", mean), ("std", std)):
         if not hasattr(values, "__len__"):
             raise TypeError(f"{name} is {values!r}; expected a sequence with one value per channel, as (0.5, 0.5, 0.5)")
@@ -444,10 +447,11 @@ def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
         raise ValueError(f"mean is {tuple(mean)}; expected finite values")
     if not _finite(std) or min(std) <= 0:
         raise ValueError(f"std is {tuple(std)}; expected positive, finite values")
+    white, unit = (1.0, "pixel / 255") if factor is None else (255 * factor, f"pixel * {factor:.4g}")
     for m, s in zip(mean, std, strict=True):
         # Twice the largest value must be finite in fp32, so that no step of the pass can overflow.
-        if np.float32(s) < np.finfo(np.float32).tiny or max(abs(m), abs(1 - m)) / s > 1e38:
-            raise ValueError(f"std is {tuple(std)}, so small that values overflow; is it in units of pixel / 255?")
+        if np.float32(s) < np.finfo(np.float32).tiny or max(abs(m), abs(white - m)) / s > 1e38:
+            raise ValueError(f"std is {tuple(std)}, so small that values overflow; is it in units of {unit}?")
 
 
 def _finite(values: Sequence[float]) -> bool:

@@ -224,12 +224,17 @@ class Transform:
         mean: per channel, in units of pixel / 255.
         std: per channel, in units of pixel / 255. Output: (pixel / 255 - mean) / std.
         erase: RandomErasing, or the probability of one with its defaults.
+        factor: what pixels are multiplied by in place of the division by 255, and mean and std are in units of the
+            product. torchvision's transforms of version 2 multiply by 1 / 255, which differs from the division in the
+            last bit of half of the levels; 1 leaves levels from 0 to 255.
 
     Raises:
-        TypeError: for a declaration, a probability (True and False are none), a mean or a std of another kind.
+        TypeError: for a declaration, a probability (True and False are none), a mean, a std or a factor of another
+            kind.
         ValueError: for a probability outside 0 to 1, a mean or std that has not three finite values, a std that is not
-            positive, or so small that values overflow, another name of a step, more than 16 steps of one class,
-            steps with different fills, or a blur whose kernel is too large for the crop.
+            positive, or so small that values overflow, a factor that is not above 0 and at most 1, another name of a
+            step, more than 16 steps of one class, steps with different fills, or a blur whose kernel is too large for
+            the crop.
     """
 
     crop: Crop
@@ -239,6 +244,7 @@ class Transform:
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
     erase: RandomErasing | float | None = None
+    factor: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.crop, Crop):
@@ -254,7 +260,10 @@ class Transform:
                 "Transform: std", self.std, 3, math.ulp(0.0), _LARGEST, "a positive number each for R, G and B"
             ),
         )
-        check_mean_std(self.mean, self.std)
+        if self.factor is not None:
+            expected = "a number above 0, at most 1, or None to divide by 255"
+            replace_values(self, factor=number("Transform: factor", self.factor, math.ulp(0.0), 1, expected))
+        check_mean_std(self.mean, self.std, self.factor)
         replace_values(self, augment=_steps(self.augment))
         check_steps(self.steps, *self.size)
         if self.erase is not None and not isinstance(self.erase, RandomErasing):
@@ -271,6 +280,11 @@ class Transform:
     def size(self) -> tuple[int, int]:
         """Height and width of the output, pixels."""
         return output_size(self.crop.size)
+
+    @property
+    def white(self) -> float:
+        """What a pixel of 255 is before mean and std."""
+        return 1.0 if self.factor is None else 255 * self.factor
 
 
 def train(

@@ -223,7 +223,7 @@ class Workers:
                 mean,
                 std,
                 memory_format=torch.contiguous_format,
-                multiplied=scaling.multiplied,
+                factor=scaling.factor,
                 threads=self._threads,
             )
             self._passes[scaling, channels] = finish

@@ -42,7 +42,7 @@ def gem_pool2d(x: Tensor, p: float | Tensor = 3.0, eps: float = 1e-6) -> Tensor:
 
     The composite of PyTorch's ops that it stands for overflows in float16, at x = 50 and p = 3 already, and underflows
     where all of a channel is small; here only the result need be in the dtype's range. An element equal to eps gets a
-    gradient, as ``torch.clamp`` gives it.
+    gradient, as from ``torch.clamp`` up to PyTorch 2.13.
     """
     check_input(x, "gem_pool2d")
     _check_options(x, p, eps)
@@ -92,7 +92,8 @@ def _kernel_takes(x: Tensor, p: Tensor | None) -> bool:
 def gem_pool2d_reference(x: Tensor, p: float | Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """What the kernels compute, as a differentiable composite of PyTorch's ops."""
     compute = torch.promote_types(dtype, torch.float32)
-    a = x.to(compute).clamp(min=eps)
+    x = x.to(compute)
+    a = torch.where(x < eps, eps, x)  # clamp, whose gradient at eps is another one in newer versions of PyTorch
     # Any constant leaves the value and its derivatives as they are; the maximum keeps powers within 0 to 1.
     scale = a.detach().amax(dim=(-2, -1), keepdim=True)
     scale = scale.masked_fill(scale == math.inf, 1)

@@ -60,8 +60,8 @@ inline float sample_value(const FinishArgs& a, int64_t n, int64_t y, int64_t x, 
     }
     const int64_t from_y = s.flip >= 2 ? a.h - 1 - y : y, from_x = s.flip % 2 == 1 ? a.w - 1 - x : x;
     const uint8_t byte = a.src[n * a.stride_n + from_y * a.stride_h + from_x * a.stride_w + c * a.stride_c];
-    const float value = a.normalizer.multiplied ? static_cast<float>(byte) * (1.0f / 255.0f)
-                                                : static_cast<float>(byte) / 255.0f;
+    const float value = a.normalizer.factor != 0 ? static_cast<float>(byte) * a.normalizer.factor
+                                                 : static_cast<float>(byte) / 255.0f;
     return (value - a.normalizer.channel[c].mean) / a.normalizer.channel[c].std;
 }
 

@@ -101,7 +101,7 @@ Normalizer draw_normalizer(int channels, Random& random) {
         if (kind == 1) std[c] = std::exp(random.real<float>(-30, 30));  // halves overflow, and become subnormal
         if (kind == 2) std[c] = random.real<float>(1e38, 3e38);         // 1 / std is subnormal: not fused
     }
-    Normalizer normalizer = make_normalizer(mean, std, channels, kind == 4);
+    Normalizer normalizer = make_normalizer(mean, std, channels, kind == 4 ? 1 / 255.0f : kind == 5 ? 1 : 0);
     if (kind == 3) normalizer.fused = false;
     return normalizer;
 }
@@ -168,7 +168,7 @@ Make rows_way(Form form, Choose choose, float wide = 1, bool subnormal = true) {
         if (form != Form::divide && !a.normalizer.fused) return false;
         if (form == Form::single && !a.normalizer.single[static_cast<int>(a.output)]) return false;
         if (!subnormal && !never_subnormal(a)) return false;
-        const Rows rows = choose(a, a.normalizer.multiplied ? Form::multiply : form);
+        const Rows rows = choose(a, a.normalizer.factor != 0 ? Form::multiply : form);
         const Lanes lanes(a.normalizer, wide);
         const int64_t total = a.w == 0 ? 0 : a.n * a.h;
         for (int64_t begin = 0, end; begin < total; begin = end) {

@@ -74,10 +74,10 @@ def same_bits(a, b):
     return a.dtype == b.dtype and torch.equal(a.cpu().contiguous().view(bits), b.cpu().contiguous().view(bits))
 
 
-def check(images, parameters, dtype, memory_format, threads=0, mean=None, std=None, multiplied=False):
+def check(images, parameters, dtype, memory_format, threads=0, mean=None, std=None, factor=None):
     channels = images.shape[3]
     mean, std, fill = mean or MEANS[channels], std or STDS[channels], FILLS[channels]
-    options = {"fill": fill, "multiplied": multiplied}
+    options = {"fill": fill, "factor": factor}
     got = Finish(mean, std, dtype, memory_format, threads=threads, **options)(images, parameters)
     expected = finish_reference(images.cpu(), parameters, mean, std, dtype, **options)
     assert got.is_contiguous(memory_format=memory_format)
@@ -150,14 +150,20 @@ def test_every_byte_with_any_mean_and_std(mean, std, dtype, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_byte_multiplied(dtype, memory_format, device):
+@pytest.mark.parametrize("factor", [1 / 255, 1.0])
+def test_every_byte_multiplied(factor, dtype, memory_format, device):
     images = torch.arange(256, dtype=torch.uint8, device=device)[:, None].expand(256, 3).reshape(2, 8, 16, 3)
     for features in ("nothing", "all"):
         parameters = random_parameters(features, 2, 8, 16)
-        check(images, parameters, dtype, memory_format, multiplied=True)
-        check(images, parameters, dtype, memory_format, mean=(0.0,) * 3, std=(1.0,) * 3, multiplied=True)
-    divided, multiplied = (Finish((0.0,) * 3, (1.0,) * 3, multiplied=flag)(images) for flag in (False, True))
-    assert int((divided != multiplied)[:, 0].sum()) == 126
+        check(images, parameters, dtype, memory_format, factor=factor)
+        check(images, parameters, dtype, memory_format, mean=(0.0,) * 3, std=(1.0,) * 3, factor=factor)
+
+
+def test_which_bytes_a_factor_changes():
+    images = torch.arange(256, dtype=torch.uint8).reshape(2, 8, 16, 1)
+    divided, multiplied, left = (Finish((0.0,), (1.0,), factor=factor)(images) for factor in (None, 1 / 255, 1.0))
+    assert int((divided != multiplied).sum()) == 126
+    assert torch.equal(left, images.permute(0, 3, 1, 2).float())
 
 
 def test_which_means_and_stds_need_divisions():

@@ -8,6 +8,9 @@ from PIL import Image
 from benchmarks import equality
 from benchmarks.__main__ import main
 from benchmarks.equality import FORMS, Difference, measure, measure_on, rows
+from benchmarks.torchvision_ops import import_torchvision
+from fastfeed import DataLoader, ListSource
+from fastfeed.data.reading import read_transform
 from tests.images import picture, write_folder
 from tests.torchvision_ops import torchvision_or_skip
 
@@ -66,6 +69,22 @@ def paths(tmp_path_factory):
         noisy = np.asarray(picture(height, width, seed=i)) + rng.normal(scale=12, size=(height, width, 3))
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=92)
     return sorted(map(str, folder.iterdir()))
+
+
+@pytest.mark.parametrize("tail", [
+    lambda t: [t.ToDtype(torch.float32)],  # whole numbers stay whole
+    lambda t: [t.ToDtype(torch.float32, scale=True)],
+    lambda t: [t.ToDtype(torch.float32, scale=True), t.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))],
+    lambda t: [t.ToDtype(torch.float32), t.Normalize((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))],
+    lambda t: [t.ConvertImageDtype(), t.Normalize([0.5], [0.25])],
+    lambda t: [t.ToDtype(torch.bfloat16)],
+])  # fmt: skip
+def test_floats_of_version_2_are_the_same_bits(tail, paths):
+    v2 = import_torchvision("torchvision.transforms.v2")
+    pipeline = v2.Compose([v2.Resize((24, 24)), v2.ToImage(), *tail(v2)])
+    transform, dtype = read_transform(pipeline)
+    ((ours, _),) = DataLoader(ListSource(paths, [0] * len(paths)), len(paths), transform=transform, dtype=dtype)
+    assert torch.equal(ours, torch.stack([pipeline(Image.open(path)) for path in paths]))
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -39,7 +39,10 @@ def close(got, expected):
     """Whether two transforms are equal, but for the last bits of what was computed."""
     numbers = [[*t.mean, *t.std, *(t.erase.value if t.erase is not None else ())] for t in (got, expected)]
     parts = [
-        (t.crop, t.horizontal_flip, t.vertical_flip, t.augment, t.erase and (t.erase.p, t.erase.scale, t.erase.ratio))
+        (
+            *(t.crop, t.horizontal_flip, t.vertical_flip, t.augment, t.factor),
+            t.erase and (t.erase.p, t.erase.scale, t.erase.ratio),
+        )
         for t in (got, expected)
     ]
     return parts[0] == parts[1] and numbers[0] == pytest.approx(numbers[1], rel=1e-12, abs=1e-15)
@@ -129,7 +132,8 @@ def test_flips_are_left_to_the_last_pass_where_that_makes_no_difference():
     assert read(crop(), flip, v1.RandomHorizontalFlip(0.2), v1.ToTensor()) == twice
 
 
-LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+BY_V2 = {**PLAIN, "factor": 1 / 255}
+LEVELS = {**PLAIN, "factor": 1.0}
 
 
 @pytest.mark.parametrize(("after", "expected", "dtype"), [
@@ -137,24 +141,24 @@ LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
     ([v1.PILToTensor(), v1.ConvertImageDtype(torch.float32)], PLAIN, torch.float32),
     ([v1.PILToTensor(), v1.ConvertImageDtype(torch.bfloat16)], PLAIN, torch.bfloat16),
     ([v1.ToTensor(), v1.ConvertImageDtype(torch.float16)], PLAIN, torch.float16),
-    ([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()], PLAIN, torch.float32),
-    ([v2.ToImage(), v2.ToDtype(torch.uint8, scale=True), v2.ToDtype(torch.float32, scale=True)], PLAIN, torch.float32),
-    ([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToDtype(torch.float16)], PLAIN, torch.float16),
+    ([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()], BY_V2, torch.float32),
+    ([v2.ToImage(), v2.ToDtype(torch.uint8, scale=True), v2.ToDtype(torch.float32, scale=True)], BY_V2, torch.float32),
+    ([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToDtype(torch.float16)], BY_V2, torch.float16),
     ([v2.ToDtype(torch.float32), v2.PILToTensor(), v2.ToDtype(torch.float32)], LEVELS, torch.float32),
-    ([v2.ConvertImageDtype(), v2.ToImage(), v2.ConvertImageDtype()], PLAIN, torch.float32),  # PIL images pass
+    ([v2.ConvertImageDtype(), v2.ToImage(), v2.ConvertImageDtype()], BY_V2, torch.float32),  # PIL images pass
     ([v2.ToImage(), v2.ToImage(), v2.PILToTensor(), v2.RGB(), v2.Identity(), v2.ToDtype(torch.float32)],
      LEVELS, torch.float32),
-    ([v2.ToImage(), v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)], PLAIN, torch.float32),
-    ([v2.ToImage(), v2.ToDtype({tv_tensors.Image: None}), v2.ToDtype(torch.float32, scale=True)], PLAIN, torch.float32),
-    ([v2.PILToTensor(), v2.ToDtype({torch.Tensor: torch.float16}, scale=True)], PLAIN, torch.float16),
-    ([v2.PILToTensor(), v2.ToDtype({tv_tensors.Image: None, "others": torch.float32}, True)], PLAIN, torch.float32),
-    ([v2.ToImage(), v2.ToPureTensor(), v2.ToDtype({torch.Tensor: torch.float32}, True)], PLAIN, torch.float32),
+    ([v2.ToImage(), v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)], BY_V2, torch.float32),
+    ([v2.ToImage(), v2.ToDtype({tv_tensors.Image: None}), v2.ToDtype(torch.float32, scale=True)], BY_V2, torch.float32),
+    ([v2.PILToTensor(), v2.ToDtype({torch.Tensor: torch.float16}, scale=True)], BY_V2, torch.float16),
+    ([v2.PILToTensor(), v2.ToDtype({tv_tensors.Image: None, "others": torch.float32}, True)], BY_V2, torch.float32),
+    ([v2.ToImage(), v2.ToPureTensor(), v2.ToDtype({torch.Tensor: torch.float32}, True)], BY_V2, torch.float32),
     ([v1.ToTensor(), v1.Normalize(MEAN, STD)], {"mean": MEAN, "std": STD}, torch.float32),
     ([v1.ToTensor(), v1.Normalize(torch.tensor(MEAN).double(), STD, inplace=True)],
      {"mean": torch.tensor(MEAN).tolist(), "std": STD}, torch.float32),
     ([v1.ToTensor(), v1.Normalize(0.5, [0.25])], {"mean": (0.5,) * 3, "std": (0.25,) * 3}, torch.float32),
     ([v2.ToImage(), v2.ToDtype(torch.float32), v2.Normalize([m * 255 for m in MEAN], [s * 255 for s in STD])],
-     {"mean": MEAN, "std": STD}, torch.float32),
+     {"mean": tuple(m * 255 for m in MEAN), "std": tuple(s * 255 for s in STD), "factor": 1.0}, torch.float32),
     ([v1.ToTensor(), v1.Normalize((0.5,), (0.25,)), v1.Normalize((1.0, 0.5, 0.0), (2.0, 1.0, 4.0))],
      {"mean": (0.75, 0.625, 0.5), "std": (0.5, 0.25, 1.0)}, torch.float32),
 ])  # fmt: skip

@@ -23,15 +23,17 @@ Rgb = tuple[float, float, float]
 class Reader:
     """An image on its way through the transforms, and what was made of them so far.
 
-    Values of the image are (level / 255 - mean) / std, of levels from 0 to 255, in every form that it takes.
+    Values of the image are (level / white - mean) / std, of levels from 0 to 255, in every form that it takes.
     """
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
         self.form = "PIL"  # or "uint8" or "float", of a tensor
         self.type: str | None = "PIL"  # or "Tensor" or torchvision's "Image"; None where it may be either
+        self.white = 1.0  # 255 once it has been scaled, be it by a division or
+        self.factor: float | None = 1.0  # by what levels are multiplied
         self.mean: Rgb = (0.0, 0.0, 0.0)
-        self.std: Rgb = (1 / 255, 1 / 255, 1 / 255)
+        self.std: Rgb = (1.0, 1.0, 1.0)
         self.dtype = torch.float32
         self.resize: tuple[Size, str] | None = None  # size and interpolation, until it is known what follows
         self.crop: Crop | None = None
@@ -62,9 +64,11 @@ class Reader:
             assert crop is not None
             steps, flips = _part_flips(self.steps)
             try:
-                return Transform(crop, *flips, steps, self.mean, self.std, self.erase), self.dtype
+                transform = Transform(crop, *flips, steps, self.mean, self.std, self.erase, self.factor)
             except (TypeError, ValueError) as error:
                 self.reasons.append(str(error))
+            else:
+                return transform, self.dtype
         raise Unreadable(self.reasons)
 
     # What the transforms have in common.
@@ -133,7 +137,7 @@ class Reader:
         if isinstance(fill, Mapping):
             fill = self.by_type(fill, "fill")
         values = rgb(0 if fill is None else fill, "fill")
-        levels = tuple(255 * (value * s + m) for value, m, s in zip(values, self.mean, self.std, strict=True))
+        levels = tuple(self.white * (value * s + m) for value, m, s in zip(values, self.mean, self.std, strict=True))
         whole = tuple(round(level) for level in levels)
         if any(abs(level - near) > _WHOLE or not 0 <= near <= 255 for level, near in zip(levels, whole, strict=True)):
             which = f"in levels {', '.join(f'{level:.4g}' for level in levels)}, " if self.form == "float" else ""
@@ -155,8 +159,8 @@ class Reader:
             raise ValueError(f"{what} has nothing for images of type {self.type}")
         return mapping["others"]
 
-    def convert(self, name: str, dtype: Any, *, scale: bool) -> None:
-        """Convert a tensor's dtype.
+    def convert(self, name: str, dtype: Any, *, scale: bool, factor: float | None = None) -> None:
+        """Convert a tensor's dtype; with `scale`, to the range from 0 to 1, by `factor` in place of a division.
 
         Raises:
             ValueError: for a dtype that cannot be made.
@@ -165,7 +169,8 @@ class Reader:
             return
         if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
             if self.form == "uint8" and scale:
-                self.rescale(name, (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+                self.white, self.factor = 255.0, factor
+                self._rescale_erased(name, (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
             self.form, self.dtype = "float", dtype
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype}, and only {_either(map(str, DTYPES))} can be done")
@@ -178,6 +183,9 @@ class Reader:
         """
         self.mean = _each(lambda a, s, m: a + s * m, self.mean, self.std, mean)
         self.std = _each(lambda s, m, t: s * t, self.std, mean, std)
+        self._rescale_erased(name, mean, std)
+
+    def _rescale_erased(self, name: str, mean: Rgb, std: Rgb) -> None:
         if self.erase is None:
             return
         if self.erase.value == "random":

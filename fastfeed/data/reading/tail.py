@@ -45,12 +45,12 @@ class Scaling:
     Attributes:
         mean: one value per channel, or one for any number of channels.
         std: as many.
-        multiplied: whether the byte is multiplied by 1 / 255, as in version 2, which gives other floats: see `Finish`.
+        factor: what the byte is multiplied by, and not divided by 255: 1 / 255 in version 2; see `Finish`.
     """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    multiplied: bool = False
+    factor: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +260,7 @@ def _read_tail(parts: Sequence[Any]) -> Tail | None:
     if conversion.dtype is not torch.float32 or not getattr(conversion, "scale", True):
         return None
     of_tensors = not is_before("PILToTensor", "ToImage")
-    scaling = replace(scaling, multiplied=is_v2)
+    scaling = replace(scaling, factor=1 / 255 if is_v2 else None)
     return Tail(tuple(parts[begin:]), scaling, of_tensors=of_tensors, to_default_dtype=False)
 
 

@@ -226,12 +226,12 @@ def _read_to_dtype(reader: Reader, transform: Any, v2: bool) -> None:
         dtype = reader.by_type(dtype, "dtype")
         if dtype is None:
             return
-    reader.convert("ToDtype", dtype, scale=transform.scale)
+    reader.convert("ToDtype", dtype, scale=transform.scale, factor=1 / 255)
 
 
 def _read_convert_image_dtype(reader: Reader, transform: Any, v2: bool) -> None:
     if reader.form != "PIL":
-        reader.convert("ConvertImageDtype", transform.dtype, scale=True)
+        reader.convert("ConvertImageDtype", transform.dtype, scale=True, factor=1 / 255 if v2 else None)
     elif not v2:  # version 2 leaves PIL images as they are
         raise ValueError("it comes before the image is a tensor, for which torchvision raises TypeError")
 
