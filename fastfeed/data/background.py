@@ -1,5 +1,6 @@
 """Work that is done ahead, in a thread beside the consumer's."""
 
+import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from queue import SimpleQueue
@@ -35,7 +36,8 @@ def ahead(source: Iterable[T], depth: int) -> Generator[T, None, None]:
     finally:
         closed.set()
         room.release()
-        if thread.is_alive():  # an interrupt may come before it is
+        # An interrupt may come before it is alive; and one that the interpreter's end has stopped never ends.
+        if thread.is_alive() and not sys.is_finalizing():
             thread.join()
 
 
