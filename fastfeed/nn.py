@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.fx
 from torch import Tensor
 
 from fastfeed.data.mix import MixedTarget
@@ -12,6 +13,10 @@ from fastfeed.ops.focal_cross_entropy import focal_cross_entropy
 from fastfeed.ops.gem_pool import gem_pool2d
 from fastfeed.ops.kl_divergence import kl_divergence
 from fastfeed.ops.ohem_cross_entropy import ohem_cross_entropy
+
+# torch.fx takes these as they are, and does not look into them: what they check is not to be known while it traces.
+torch.fx.wrap("avg_max_pool2d")
+torch.fx.wrap("gem_pool2d")
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):

@@ -10,6 +10,8 @@ import torch
 
 from fastfeed.data.finish import require_cuda
 
+_MOST_THREADS = 4096  # more than any machine has cores; a system that has no more threads to give ends the process
+
 
 def choose_device(device: str | int | torch.device | None) -> torch.device:
     """Return the device that `device` names, or the best one there is.
@@ -61,9 +63,11 @@ def choose_threads(name: str, threads: int) -> int:
     own, all of them run on all cores: a thread for every core in every process would be too many by as many times.
 
     Raises:
-        ValueError: for anything but a whole number, 0 or more.
+        ValueError: for anything but a whole number, 0 to 4096.
     """
     threads, cores = check_whole(name, threads, 0), len(os.sched_getaffinity(0))
+    if threads > _MOST_THREADS:
+        raise ValueError(f"{name} is {threads}; expected at most {_MOST_THREADS} threads, or 0: one per core")
     if threads > cores:
         warnings.warn(
             f"{name} is {threads}, and this process may run on {cores} cores: threads beyond them cost memory, and may "

@@ -1,5 +1,6 @@
 """How DALI is found."""
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -20,6 +21,14 @@ def import_dali() -> Any:
             raise
         raise ImportError(f"fastfeed.DataLoader needs NVIDIA DALI. Install it with: {dali_install_line()}") from error
     return nvidia.dali
+
+
+def has_dali() -> bool:
+    """Whether NVIDIA DALI is installed; it is not imported."""
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except (ModuleNotFoundError, ValueError):  # no package of NVIDIA's; or it is made out to be missing
+        return False
 
 
 def dali_install_line() -> str:

@@ -130,7 +130,7 @@ class DataLoader:
         ValueError: for an argument out of range; for one that only DALI's path has, where it is not taken; for
             ``backend="dali"`` with a dataset that DALI cannot take.
         RuntimeError: for a GPU that is not there, or an extension built without CUDA asked to use one.
-        ImportError: if DALI is not installed.
+        ImportError: for files, if DALI is not installed. Datasets of PyTorch's go through its workers then.
 
     While iterating: `SampleError` for bad samples as above, after every batch before theirs was given; what a dataset
     raises in a worker, with the worker's traceback.

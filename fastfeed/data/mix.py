@@ -155,19 +155,24 @@ class MixedTarget(NamedTuple):
     def dense(self, num_classes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the target as probabilities.
 
+        Labels may also be [N, d1, ...], of pixels say, and `lam` may be one number.
+
         Args:
             num_classes: C, at least 1.
             dtype: a floating-point dtype; the arithmetic is in float32 or, if that is wider, in `dtype`.
 
         Returns:
-            [N, C]: lam at `a` plus 1 - lam at `b`, on their device. On a GPU, where an error would have to wait for
-            the labels, and under torch.compile, one that is no class makes its row NaN.
+            [N, C], or [N, C, d1, ...]: lam at `a` plus 1 - lam at `b`, on their device. On a GPU, where an error would
+            have to wait for the labels, and under torch.compile, one that is no class makes its row NaN.
 
         Raises:
             IndexError: on the CPU, for a label that is no class.
             TypeError: for num_classes that is no whole number.
-            ValueError: for num_classes below 1, or another dtype.
+            ValueError: for num_classes below 1, another dtype, or tensors whose shapes do not go together.
         """
+        if self.a.dim() < 1 or self.b.shape != self.a.shape or self.lam.shape not in ((), (1,), self.a.shape[:1]):
+            shapes = ", ".join(f"{name} {list(getattr(self, name).shape)}" for name in self._fields)
+            raise ValueError(f"the target's shapes are {shapes}; expected a and b [N] or [N, d1, ...], and lam [N]")
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; expected at least 1")
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -176,11 +181,20 @@ class MixedTarget(NamedTuple):
         wrong = (labels < 0) | (labels >= num_classes)
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and wrong.any():
             raise IndexError(f"Target {int(labels[wrong][0])} is out of bounds: expected 0 to {num_classes - 1}")
-        classes = torch.arange(operator.index(num_classes), device=labels.device)
-        lam = self.lam.to(torch.promote_types(self.lam.dtype, dtype))[:, None]
+        inner = [1] * (self.a.dim() - 1)
+        classes = torch.arange(operator.index(num_classes), device=labels.device).view(-1, *inner)
+        lam = self.lam.to(torch.promote_types(self.lam.dtype, dtype)).view(-1, 1, *inner)
         at_a, at_b = labels[:, :, None] == classes
         probabilities = at_a * lam + at_b * (1 - lam)
         return probabilities.masked_fill(wrong.any(dim=0)[:, None], float("nan")).to(dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """Name the way out to those who take the target of a mixed batch for a tensor."""
+        raise AttributeError(
+            f"'MixedTarget' object has no attribute {name!r}: it is no tensor, but two labels for each sample, a and "
+            "b, and the weight lam of the first. target.a are the samples' own labels, for an accuracy say, and "
+            "target.dense(num_classes) the probabilities that other losses take"
+        )
 
     def to(self, device: str | int | torch.device, non_blocking: bool = False) -> "MixedTarget":
         """Return the target on another device, as ``torch.Tensor.to``; the dtypes stay."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, IterDataPipe
 
+from fastfeed.data.dali import dali_install_line, has_dali
 from fastfeed.data.mix import Mix
 from fastfeed.data.reading import (
     Snapshot,
@@ -161,6 +162,8 @@ def choose_route(
         reasons, level = ["backend='torch' asks for them"], logging.INFO
     elif backend == "dali" and reasons:
         raise ValueError(f"backend='dali', but DALI cannot take this dataset: {'; '.join(reasons)}")
+    elif backend is None and not reasons and not has_dali():
+        reasons = [f"NVIDIA DALI is not installed ({dali_install_line()})"]
     if reasons and getattr(type(dataset), "__getitem__", None) is Dataset.__getitem__ and not iterable:
         raise TypeError(
             f"{type(dataset).__name__} has no __getitem__, which PyTorch's workers need, and DALI cannot take it: "

@@ -93,7 +93,8 @@ def gem_pool2d_reference(x: Tensor, p: float | Tensor, eps: float, dtype: torch.
     """What the kernels compute, as a differentiable composite of PyTorch's ops."""
     compute = torch.promote_types(dtype, torch.float32)
     x = x.to(compute)
-    a = torch.where(x < eps, eps, x)  # clamp, whose gradient at eps is another one in newer versions of PyTorch
+    # What is clamped, or NaN, has no gradient; that of clamp itself at eps depends on the version of PyTorch.
+    a = torch.where(x >= eps, x, x.detach().clamp(min=eps))
     # Any constant leaves the value and its derivatives as they are; the maximum keeps powers within 0 to 1.
     scale = a.detach().amax(dim=(-2, -1), keepdim=True)
     scale = scale.masked_fill(scale == math.inf, 1)

@@ -258,6 +258,8 @@ def test_processes_of_torchrun_share_the_cores(processes, threads, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert choose_threads("num_workers", 0) == threads
     assert choose_threads("num_workers", 5) == 5  # what is asked for is done
+    with pytest.raises(ValueError, match="num_workers is 100000; expected at most 4096 threads"):
+        choose_threads("num_workers", 100000)
     # Bound to cores of its own: to 2 of 8.
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {4, 5} if pid == 0 else set(range(8)))
     assert choose_threads("num_workers", 0) == 2

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import fastfeed
-from fastfeed import DataLoader, transforms
+from fastfeed import DataLoader, Mix, transforms
 from tests.images import write_folder
+from tests.torchvision_ops import torchvision_or_skip
 
 pytestmark = pytest.mark.dali
 
@@ -113,6 +114,37 @@ fastfeed.DataLoader({str(folder)!r})
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 1
     assert 'pip install "nvidia-dali-cuda1' in result.stderr.splitlines()[-1]
+
+
+def test_without_dali_datasets_go_through_pytorchs_workers(caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    pictures = torchvision_or_skip("torchvision.datasets").FakeData(
+        6, (3, 8, 9), transform=torchvision_or_skip("torchvision.transforms").ToTensor()
+    )
+    encoded = Encoded()
+    with caplog.at_level("INFO", logger="fastfeed"):
+        for dataset in (pictures, encoded):
+            data = DataLoader(dataset, 4, device="cpu")
+            assert data.backend == "torch"
+            assert len(next(iter(data))[0]) == 4
+    assert "NVIDIA DALI is not installed (pip install" in caplog.text
+    with pytest.raises(ImportError, match="pip install"):
+        DataLoader(encoded, backend="dali", device="cpu")
+    with pytest.raises(ValueError, match=r"mix: only for images that DALI decodes, .*NVIDIA DALI is not installed"):
+        DataLoader(encoded, mix=Mix(0.2), device="cpu")
+
+
+class Encoded(torch.utils.data.Dataset):
+    """What DALI could decode, and PyTorch's loader take."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 4, 4), index
+
+    def get_encoded(self, index):
+        return b"", index
 
 
 @pytest.mark.parametrize("state", [None, [1, 2], "state"])

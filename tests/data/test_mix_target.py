@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -70,6 +71,35 @@ def test_dense_by_hand():
     target = MixedTarget(torch.tensor([0, 2, 1]), torch.tensor([1, 2, 0]), torch.tensor([0.25, 0.4, 1.0]))
     assert target.dense(3).tolist() == [[0.25, 0.75, 0], [0, 0, 1], [0, 1, 0]]
     assert target.dense(4)[:, 3].tolist() == [0, 0, 0]
+
+
+def test_dense_of_pixels():
+    a, b = torch.zeros(2, 2, 3, dtype=torch.int64), torch.ones(2, 2, 3, dtype=torch.int64)
+    dense = MixedTarget(a, b, torch.tensor([1.0, 0.25])).dense(3)
+    assert dense.shape == (2, 3, 2, 3)
+    assert dense[:, :, 1, 2].tolist() == [[1, 0, 0], [0.25, 0.75, 0]]
+    for lam in (torch.tensor(0.25), torch.tensor([0.25])):
+        assert MixedTarget(a, b, lam).dense(3)[0, :, 0, 0].tolist() == [0.25, 0.75, 0]
+        assert MixedTarget(a[:, 0, 0], b[:, 0, 0], lam).dense(3)[1].tolist() == [0.25, 0.75, 0]
+    a[0, 1, 0] = 3
+    with pytest.raises(IndexError, match="Target 3 is out of bounds"):
+        MixedTarget(a, b, lam).dense(3)
+
+
+@pytest.mark.parametrize("shapes", [((4,), (3,), (4,)), ((4, 2), (4,), (4,)), ((4,), (4,), (3,)), ((), (), ())])
+def test_dense_refuses_shapes_that_do_not_go_together(shapes):
+    a, b, lam = (torch.zeros(shape) for shape in shapes)
+    with pytest.raises(
+        ValueError, match=re.escape(f"a {list(shapes[0])}, b {list(shapes[1])}, lam {list(shapes[2])};")
+    ):
+        MixedTarget(a.long(), b.long(), lam).dense(3)
+
+
+@pytest.mark.parametrize("name", ["shape", "size", "cuda", "long"])
+def test_who_takes_the_target_for_a_tensor_is_told_the_way_out(name):
+    assert not hasattr(example_target(), name)
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'.*target\.a are .*target\.dense\(num_classes\)"):
+        getattr(example_target(), name)
 
 
 @pytest.mark.parametrize("label", [-1, 7, -100, 2**40])

@@ -221,6 +221,33 @@ def test_transforms_of_weights(options, expected):
     ]
 
 
+def test_what_timm_makes_for_its_models():
+    create_transform = pytest.importorskip("timm.data").create_transform
+    normalized = {"mean": torch.tensor(MEAN).tolist(), "std": torch.tensor(STD).tolist()}
+    evaluates = read_transform(create_transform(224, crop_pct=0.9, interpolation="bicubic"))
+    assert evaluates == (Transform(ours.CenterCrop((224, 224), 248, "bicubic"), **normalized), torch.float32)
+    for interpolation in ("random", "bilinear"):
+        trains = create_transform(192, is_training=True, interpolation=interpolation, color_jitter=0.1)
+        crop = ours.RandomResizedCrop((192, 192), interpolation=interpolation)
+        expected = Transform(crop, 0.5, augment=ours.ColorJitter((0.9, 1.1), (0.9, 1.1), (0.9, 1.1)), **normalized)
+        assert close(read(*trains.transforms), expected)
+
+
+def test_what_of_timms_cannot_be_done():
+    data = pytest.importorskip("timm.data")
+    augmented = data.create_transform(224, is_training=True, auto_augment="rand-m9", re_prob=0.1)
+    assert reasons(*augmented.transforms) == [
+        f"timm's {name} has no equivalent; fastfeed.transforms.timm_train is what it trains with"
+        for name in ("RandAugment", "RandomErasing")
+    ]
+    assert reasons(crop(), data.transforms.ToTensor(), v1.Normalize(MEAN, STD)) == [  # not torchvision's: levels stay
+        "timm's ToTensor has no equivalent; fastfeed.transforms.timm_train is what it trains with",
+    ]
+    odd = data.transforms.RandomResizedCropAndInterpolation(8, interpolation="random")
+    odd.interpolation = odd.interpolation[::-1]
+    assert "and only one of ('bilinear', 'bicubic') can be done" in reasons(odd, v1.ToTensor())[0]
+
+
 def test_nested_composes():
     parts = [v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), v2.PILToTensor(), v1.ConvertImageDtype(torch.float32)]
     expected = Transform(CROP, 0.5, **PLAIN)

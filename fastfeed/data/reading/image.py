@@ -43,6 +43,7 @@ class Reader:
         self.early_flips: list[str] = []
         self.erase: RandomErasing | None = None
         self.applying = 0  # RandomApply, nested
+        self.is_lost = False  # after what nobody knows, the image may be of any form
 
     def result(self) -> tuple[Transform, torch.dtype]:
         """Return what was read.

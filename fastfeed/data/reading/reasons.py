@@ -9,6 +9,7 @@ import torch
 
 # The last one has the transforms that go with torchvision's weights.
 TRANSFORMS = ("torchvision.transforms.v2", "torchvision.transforms", "torchvision.transforms._presets")
+TIMM = ("timm.data.transforms",)
 
 
 class Unreadable(Exception):
@@ -64,6 +65,8 @@ def why_unknown(thing: Any, role: str) -> str:
                 return f"{cls.__name__}(...) has methods or hooks of its own"
             if base.__name__ != "Transform":
                 return f"{cls.__qualname__} is a subclass of {base.__name__}, whose workings cannot be read"
+    if cls.__module__.startswith("timm."):
+        return f"timm's {cls.__qualname__} has no equivalent; fastfeed.transforms.timm_train is what it trains with"
     return f"{cls.__qualname__} is no transform of torchvision's"
 
 

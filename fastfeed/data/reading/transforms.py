@@ -14,9 +14,16 @@ import torch
 from fastfeed.data import steps
 from fastfeed.data.declarations import is_number, listed
 from fastfeed.data.reading.image import Reader, Rgb, interpolation_name, rgb
-from fastfeed.data.reading.reasons import torchvision_class, why_unknown
+from fastfeed.data.reading.reasons import TIMM, torchvision_class, why_unknown
 from fastfeed.data.steps import Step
-from fastfeed.data.transforms import CenterCrop, RandomCrop, RandomErasing, RandomResizedCrop, Transform
+from fastfeed.data.transforms import (
+    RANDOM_INTERPOLATIONS,
+    CenterCrop,
+    RandomCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    Transform,
+)
 
 
 def read_transform(transform: Any) -> tuple[Transform, torch.dtype]:
@@ -42,9 +49,12 @@ def _read(reader: Reader, transform: Any, role: str = "transform") -> None:
     if type(transform) is torch.nn.Sequential:
         _read_all(reader, transform)
         return
-    found = torchvision_class(transform)
-    if found is None or found[1] not in _READERS:
+    found, readers = torchvision_class(transform), _READERS
+    if found is None:
+        found, readers = torchvision_class(transform, TIMM), _OF_TIMM
+    if found is None or found[1] not in readers:
         reader.reasons.append(why_unknown(transform, role))
+        reader.is_lost = True
         return
     module, name = found
     v2 = module.endswith("v2")
@@ -52,7 +62,7 @@ def _read(reader: Reader, transform: Any, role: str = "transform") -> None:
         reader.reasons.append(f"RandomApply: {name} in it cannot be done at random")
         return
     try:
-        _READERS[name](reader, transform, v2)
+        readers[name](reader, transform, v2)
     except (TypeError, ValueError, AttributeError) as error:  # values that no declaration can have, or none
         message = str(error)
         reader.reasons.append(message if message.startswith(name) else f"{name}: {message}")
@@ -237,6 +247,8 @@ def _read_convert_image_dtype(reader: Reader, transform: Any, v2: bool) -> None:
 
 
 def _read_normalize(reader: Reader, normalize: Any, v2: bool) -> None:
+    if reader.is_lost:
+        return
     if reader.form != "float":
         raise ValueError("it comes before the conversion to floats, for which torchvision raises TypeError")
     reader.rescale("Normalize", rgb(normalize.mean, "mean"), _divisors(rgb(normalize.std, "std")))
@@ -254,6 +266,20 @@ def _read_random_erasing(reader: Reader, erasing: Any, v2: bool) -> None:
             "255 can be done there"
         )
     reader.erase = RandomErasing(erasing.p, tuple(erasing.scale), tuple(erasing.ratio), value)
+
+
+def _read_timms_crop(reader: Reader, crop: Any, v2: bool) -> None:
+    """Read what is torchvision's RandomResizedCrop of PIL images, but may draw one of two interpolations."""
+    mode = crop.interpolation
+    if not isinstance(mode, list | tuple):
+        _read_random_resized_crop(reader, SimpleNamespace(**vars(crop), antialias=True), v2)
+        return
+    reader.begin_crop("RandomResizedCropAndInterpolation", resizes=True)
+    names = tuple(map(interpolation_name, mode))
+    if names != RANDOM_INTERPOLATIONS:
+        raise ValueError(f"interpolation is one of {names}, and only one of {RANDOM_INTERPOLATIONS} can be done")
+    window = tuple(crop.scale), tuple(crop.ratio)
+    reader.end_crop("RandomResizedCrop", lambda: RandomResizedCrop(tuple(crop.size), *window, "random"))
 
 
 def _read_image_classification(reader: Reader, preset: Any, v2: bool) -> None:
@@ -317,4 +343,10 @@ _READERS: dict[str, Callable[[Reader, Any, bool], None]] = {
     "ToImage": _read_to_image,
     "ToPureTensor": _read_to_pure_tensor,
     "ToTensor": _read_to_tensor,
+}
+
+# Of timm's, which has another ToTensor, that does not scale.
+_OF_TIMM: dict[str, Callable[[Reader, Any, bool], None]] = {
+    "MaybeToTensor": _read_to_tensor,
+    "RandomResizedCropAndInterpolation": _read_timms_crop,
 }
