@@ -5,6 +5,7 @@ import csv
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,9 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _reported(command: str, run: Callable[[], int], failure: int) -> int:
-    """Return a command's exit status, and print what goes wrong in one line."""
+    """Return a command's exit status, and print what goes wrong, and each warning, in one line."""
     try:
-        return run()
+        with warnings.catch_warnings():
+            # Without the line of code that Python shows with it, which is none of the user's.
+            warnings.showwarning = lambda message, *_, **__: print(f"fastfeed {command}: {message}", file=sys.stderr)
+            return run()
     except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
         # These name the thing and the way out; a traceback would bury it. Anything else is a bug and shows one.
         print(f"fastfeed {command}: {error}", file=sys.stderr)

@@ -135,6 +135,19 @@ def test_command(bad_folder, tmp_path, capsys):
     assert (tmp_path / "bad.tsv").read_text() == "".join(f"{path}\t{reason}\n" for path, reason in bad.items())
 
 
+def test_images_that_are_not_read_are_one_line(tmp_path, capsys):
+    root = write_folder(tmp_path / "data", {"a": 2})
+    for name in ("x.tif", "a/y.gif", "a/z.tif"):
+        (root / name).touch()
+    assert main(["scan", str(root)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "2 images, 0 bad\n"
+    assert err == (
+        f"fastfeed scan: 3 images in {root} are passed over, for only JPEG, PNG, BMP and WebP are read: 1 .gif, 2 .tif. "
+        "Convert them, to PNG say, or remove them\n"
+    )
+
+
 def test_command_without_bad_files(tmp_path, capsys):
     root = write_folder(tmp_path / "data", {"a": 2})
     (tmp_path / "bad.tsv").write_text("of an earlier scan")

@@ -245,7 +245,7 @@ def test_other_image_files(tmp_path):
     for name in ("x.tif", "y.PPM"):
         picture(8, 8).save(root / "cat" / name)
     dataset = datasets.ImageFolder(root, TRANSFORM)
-    said = f"end in none of .jpg, .jpeg, .png, .bmp, .webp, '{root}/cat/x.tif' for one"
+    said = f"end in none of .jpg, .jpeg, .jfif, .jpe, .png, .bmp, .webp, '{root}/cat/x.tif' for one"
     assert reasons(dataset) == [f"ImageFolder: 2 of its 4 files {said}"]
     assert len(read_dataset(Subset(dataset, [0, 1])).source) == 2  # without them
     assert reasons(ConcatDataset([Subset(dataset, [2]), dataset])) == [f"ImageFolder: 3 of its 5 files {said}"]

@@ -264,6 +264,51 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
     assert [os.path.basename(p) for p, _ in source.samples] == ["000.jpg"]
 
 
+def test_jpeg_files_by_any_of_their_names(tmp_path, pool):
+    (tmp_path / "a").mkdir()
+    for name in ("0.jfif", "1.JPE", "2.Jpeg"):
+        picture(8, 9).save(tmp_path / "a" / name, format="JPEG")
+    source = FolderSource(tmp_path)
+    assert [os.path.basename(path) for path, _ in source.samples] == ["0.jfif", "1.JPE", "2.Jpeg"]
+    assert source.read(np.arange(3), pool).errors == [None] * 3
+
+
+def test_images_that_are_not_read_are_counted(tmp_path):
+    write_folder(tmp_path, {"a": 1, "b/more": 1})
+    for name in ("a/x.tiff", "a/x.GIF", "b/y.b.tiff", "b/more/z.tiff"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning) as warned:
+        source = FolderSource(tmp_path)
+    assert [str(warning.message) for warning in warned] == [
+        f"4 images in {tmp_path} are passed over, for only JPEG, PNG, BMP and WebP are read: 1 .gif, 3 .tiff. "
+        "Convert them, to PNG say, or remove them"
+    ]
+    assert warned[0].filename == __file__
+    assert len(source) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_files_that_are_no_images_are_passed_over_in_silence(tmp_path):
+    write_folder(tmp_path, {"a": 1})
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "tiff", "._x.tif", ".gif", "x.tif.bak", "x.jpg.gz", "x.svg"):
+        (tmp_path / "a" / name).touch()
+    (tmp_path / "a" / "folder.tif").mkdir()
+    (tmp_path / ".trash").mkdir()
+    (tmp_path / ".trash" / "x.tif").touch()
+    assert len(FolderSource(tmp_path)) == 1
+
+
+def test_a_class_of_images_that_are_not_read(tmp_path):
+    write_folder(tmp_path, {"a": 1})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.heic").touch()
+    with (
+        pytest.warns(UserWarning, match="1 images in .* are passed over, .*: 1 .heic"),
+        pytest.raises(FileNotFoundError, match="no images in 1 of the 2 class folders of .*: b"),
+    ):
+        FolderSource(tmp_path)
+
+
 def test_folders_that_are_no_dataset(tmp_path):
     with pytest.raises(FileNotFoundError, match="the path of the folder is empty"):
         FolderSource("")

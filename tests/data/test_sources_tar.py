@@ -328,6 +328,12 @@ def test_what_is_no_shard(tmp_path, data, message):
     assert "a.tar" in str(error.value)
 
 
+def test_jpeg_files_by_any_of_their_names(tmp_path, pool):
+    files = [("0.jfif", jpeg(0)), ("0.cls", b"1"), ("1.rgb.jpe", jpeg(1)), ("1.cls", b"2")]
+    batch = TarSource(write_tar(tmp_path / "a.tar", files)).read([0, 1], pool)
+    assert (batch.errors, batch.targets.tolist()) == ([None, None], [1, 2])
+
+
 def test_without_targets(tmp_path, pool):
     files = [("0.jpg", jpeg(0)), ("0.cls", b"no number"), ("1.jpg", jpeg(1)), ("1.txt", b"words")]
     source = TarSource(write_tar(tmp_path / "a.tar", files), target=None)

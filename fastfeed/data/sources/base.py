@@ -13,7 +13,11 @@ import numpy.typing as npt
 from fastfeed._extension import extension
 from fastfeed.data.sources.targets import select
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp")
+UNREAD_EXTENSIONS = (
+    ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
+)  # fmt: skip
+"""Of images in other formats, which people may think are read."""
 
 _SPARE_BLOCKS = 4  # as many batches as are commonly under way at once
 

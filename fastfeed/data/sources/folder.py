@@ -1,6 +1,8 @@
 """A folder of class folders."""
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastfeed.data.sources.base import IMAGE_EXTENSIONS, EncodedBatch, Source
+from fastfeed.data.sources.base import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, EncodedBatch, Source
 
 _Identity = tuple[int, int]  # device and inode
 
@@ -18,8 +20,8 @@ class FolderSource(Source):
     """A folder of class folders: root/<class>/**/<image>, classes and files in sorted order.
 
     The layout and order of ``torchvision.datasets.ImageFolder``; links are followed, but not to a folder that they lie
-    in. JPEG, PNG, BMP and WebP. Files and class folders whose names begin with a dot, as other programs leave them, are
-    passed over.
+    in. JPEG (.jpg, .jpeg, .jfif, .jpe), PNG, BMP and WebP. Images of other formats are passed over with a warning that
+    counts them; files and class folders whose names begin with a dot, as other programs leave them, without one.
 
     Args:
         root: the folder.
@@ -53,12 +55,14 @@ class FolderSource(Source):
         if not self.classes:
             raise FileNotFoundError(_no_classes(self.root))
         self.samples: list[tuple[str, int]] = []
+        unread: Counter[str] = Counter()
         empty = []
         for target, name in enumerate(self.classes):
-            images = _images_under(self.root, name)
+            images = _images_under(self.root, name, unread)
             self.samples += [(path, target) for path in images]
             if not images:
                 empty.append(name)
+        _warn_of_unread(self.root, unread)
         if empty:
             raise FileNotFoundError(
                 f"no images in {len(empty)} of the {len(self.classes)} class folders of {self.root}: {_some(empty)}. "
@@ -95,9 +99,11 @@ def all_images(root: str | os.PathLike[str]) -> list[str]:
     Raises:
         FileNotFoundError, PermissionError: for a folder that does not exist, or may not be read.
     """
-    root = Path(root)
-    images = sorted(entry.name for entry in os.scandir(root) if not _is_folder(entry) and _is_image(entry))
-    nested = [path for name in _class_folders(root) for path in _images_under(root, name)]
+    root, unread = Path(root), Counter[str]()
+    files = [entry for entry in os.scandir(root) if not _is_folder(entry)]
+    images = sorted(entry.name for entry in files if _is_image(entry, unread))
+    nested = [path for name in _class_folders(root) for path in _images_under(root, name, unread)]
+    _warn_of_unread(root, unread)
     return [os.path.join(root, name) for name in images] + nested
 
 
@@ -105,8 +111,14 @@ def _class_folders(root: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(root) if _is_folder(entry) and not entry.name.startswith("."))
 
 
-def _is_image(entry: "os.DirEntry[str]") -> bool:
-    return entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith(".")
+def _is_image(entry: "os.DirEntry[str]", unread: Counter[str]) -> bool:
+    """Whether a file is an image that is read; one of another format is counted, by its extension."""
+    name = entry.name.lower()
+    if name.endswith(IMAGE_EXTENSIONS):
+        return not name.startswith(".")
+    if name.endswith(UNREAD_EXTENSIONS) and not name.startswith("."):
+        unread[os.path.splitext(name)[1]] += 1
+    return False
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -121,7 +133,7 @@ def _identity(folder: str | Path) -> _Identity:
     return status.st_dev, status.st_ino
 
 
-def _images_under(root: Path, name: str) -> list[str]:
+def _images_under(root: Path, name: str, unread: Counter[str]) -> list[str]:
     # Not os.walk, which passes over folders that it may not read, and follows a link into a folder above it for ever.
     listed: list[tuple[str, list[str]]] = []
     todo: list[tuple[str, frozenset[_Identity]]] = [(str(root / name), frozenset([_identity(root)]))]
@@ -135,11 +147,21 @@ def _images_under(root: Path, name: str) -> list[str]:
             for entry in entries:
                 if _is_folder(entry):
                     todo.append((os.path.join(folder, entry.name), above | {identity}))
-                elif _is_image(entry):
+                elif _is_image(entry, unread):
                     files.append(entry.name)
         listed.append((folder, sorted(files)))
     # The order of ImageFolder: by folder, then by file.
     return [os.path.join(folder, file) for folder, files in sorted(listed) for file in files]
+
+
+def _warn_of_unread(root: Path, unread: Counter[str]) -> None:
+    if unread:
+        counts = ", ".join(f"{count} {extension}" for extension, count in sorted(unread.items()))
+        warnings.warn(
+            f"{unread.total()} images in {root} are passed over, for only JPEG, PNG, BMP and WebP are read: {counts}. "
+            "Convert them, to PNG say, or remove them",
+            stacklevel=3,  # of who makes the source
+        )
 
 
 def _no_classes(root: Path) -> str:

@@ -31,9 +31,9 @@ class TarSource(Source):
 
     Naming is WebDataset's: the members of a sample have one key, their path up to the first dot of the file name;
     ``images/0001.jpg`` and ``images/0001.cls`` are one sample. Its image is the first member with extension .jpg,
-    .jpeg, .png, .bmp or .webp; where there is none, the one whose extension ends so, as .rgb.png. Keys without an
-    image, hidden files and files without an extension are passed over. Samples come in the order of the shards, and in
-    a shard in that of their keys' first members.
+    .jpeg, .jfif, .jpe, .png, .bmp or .webp; where there is none, the one whose extension ends so, as .rgb.png. Keys
+    without an image, hidden files and files without an extension are passed over. Samples come in the order of the
+    shards, and in a shard in that of their keys' first members.
 
     Where the members lie is found once, by a walk over the headers, and kept in an index beside the shard, named
     <shard>.fastfeed-index.npz. It is made again when the shard has changed.

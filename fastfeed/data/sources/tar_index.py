@@ -16,7 +16,7 @@ from fastfeed.data.sources.base import IMAGE_EXTENSIONS
 from fastfeed.data.sources.shards import ShardFile, Storage, is_url
 from fastfeed.data.sources.tar_headers import TarError, walk
 
-_VERSION = 1
+_VERSION = 2  # another one whenever other members are images
 _LARGEST_KEPT = 4096  # bytes of a target that is kept in the index
 
 
