@@ -106,6 +106,12 @@ def test_what_is_found_in_folders(tmp_path):
     assert found == ["a.PNG", "b.jpg", "c/3.jpeg", "folder.jpg/5.jpg", "z/2.webp", "z/y/1.bmp"]
 
 
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "data", {"a": 1})
+    assert find_images("~/data").paths == [str(tmp_path / "data" / "a" / "000.jpg")]
+
+
 @pytest.mark.parametrize("where", ["a.tar", "", "{a,b}.tar"])
 def test_tar_shards(tmp_path, where, capsys):
     root = write_folder(tmp_path / "data", {"cat": 3})

@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -307,6 +308,38 @@ def test_a_class_of_images_that_are_not_read(tmp_path):
         pytest.raises(FileNotFoundError, match="no images in 1 of the 2 class folders of .*: b"),
     ):
         FolderSource(tmp_path)
+
+
+@pytest.mark.parametrize(("classes", "used"), [
+    (["train", "val"], "train"), (["Test", "Training"], "Training"), (["test"], "test"),
+    (["test", "valid", "validation"], "test"),
+])  # fmt: skip
+def test_classes_that_are_probably_splits(tmp_path, classes, used):
+    write_folder(tmp_path, {f"{name}/cat": 1 for name in classes})
+    with pytest.warns(UserWarning) as warned:
+        assert FolderSource(tmp_path).classes == classes
+    assert [str(warning.message) for warning in warned] == [
+        f"the classes of {tmp_path} are {', '.join(classes)}. If these are parts of a dataset, with class folders in "
+        f"them, give the path of one: {tmp_path / used}"
+    ]
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("classes", [["a", "train"], ["pass", "test"], ["trains", "vals"]])
+def test_classes_that_have_the_name_of_a_split_among_others(tmp_path, classes):
+    assert FolderSource(write_folder(tmp_path, dict.fromkeys(classes, 1))).classes == classes
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "data", {"a": 1})
+    assert FolderSource("~/data").samples == FolderSource(Path("~/data")).samples == FolderSource(tmp_path / "data").samples
+    with pytest.raises(FileNotFoundError, match=f"no such folder: {tmp_path}/absent"):
+        FolderSource("~/absent")
+    monkeypatch.chdir(tmp_path)
+    os.rename("data", "~data")
+    assert len(FolderSource("~data")) == 1  # of no user: the folder of that name
 
 
 def test_folders_that_are_no_dataset(tmp_path):

@@ -58,6 +58,11 @@ def test_root_and_bytes(paths, pool):
     assert absent.read([0, 1], pool).errors == [None, "No such file or directory"]
 
 
+def test_the_home_folder_is_a_root(paths, pool, monkeypatch):
+    monkeypatch.setenv("HOME", str(paths[0].parents[1]))
+    assert ListSource(["000.jpg", "~x"], [0, 1], root="~/a").paths == [str(paths[0]), str(paths[0].parent / "~x")]
+
+
 LABELS = [3, 0, 2, 1]
 
 

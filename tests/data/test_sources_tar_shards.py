@@ -56,6 +56,15 @@ def test_folders_patterns_and_lists(tmp_path, monkeypatch):
     assert len(TarSource("s-1.tar")) == 2
 
 
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for i in range(2):
+        write_tar(tmp_path / f"s-{i}.tar", samples(1 + i))
+    for shards in ("~/s-{0..1}.tar", ["~/s-0.tar", Path("~/s-1.tar")], "~"):
+        assert TarSource(shards, cache_dir="~/cache").shards == [str(tmp_path / f"s-{i}.tar") for i in range(2)]
+    assert len(os.listdir(tmp_path / "cache")) == 2
+
+
 # ------------------------------------------------------------------------------------- the index
 
 

@@ -13,6 +13,8 @@ import torch
 
 from fastfeed.data.sources.base import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, EncodedBatch, Source
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+
 _Identity = tuple[int, int]  # device and inode
 
 
@@ -21,10 +23,11 @@ class FolderSource(Source):
 
     The layout and order of ``torchvision.datasets.ImageFolder``; links are followed, but not to a folder that they lie
     in. JPEG (.jpg, .jpeg, .jfif, .jpe), PNG, BMP and WebP. Images of other formats are passed over with a warning that
-    counts them; files and class folders whose names begin with a dot, as other programs leave them, without one.
+    counts them; files and class folders whose names begin with a dot, as other programs leave them, without one. It
+    warns too where all classes have names such as train, val and test: these are probably folders of class folders.
 
     Args:
-        root: the folder.
+        root: the folder; ``~`` is the home of a user.
 
     Attributes:
         classes: class names; a target is an index into them.
@@ -42,7 +45,7 @@ class FolderSource(Source):
     def __init__(self, root: str | os.PathLike[str]) -> None:
         if not os.fspath(root):
             raise FileNotFoundError("the path of the folder is empty")
-        self.root = Path(root)
+        self.root = Path(os.path.expanduser(root))
         if not self.root.exists():
             raise FileNotFoundError(
                 f"no such folder: {self.root}. Expected a folder of class folders with images in them"
@@ -54,6 +57,7 @@ class FolderSource(Source):
         self.classes = _class_folders(self.root)
         if not self.classes:
             raise FileNotFoundError(_no_classes(self.root))
+        _warn_of_splits(self.root, self.classes)
         self.samples: list[tuple[str, int]] = []
         unread: Counter[str] = Counter()
         empty = []
@@ -99,7 +103,7 @@ def all_images(root: str | os.PathLike[str]) -> list[str]:
     Raises:
         FileNotFoundError, PermissionError: for a folder that does not exist, or may not be read.
     """
-    root, unread = Path(root), Counter[str]()
+    root, unread = Path(os.path.expanduser(root)), Counter[str]()
     files = [entry for entry in os.scandir(root) if not _is_folder(entry)]
     images = sorted(entry.name for entry in files if _is_image(entry, unread))
     nested = [path for name in _class_folders(root) for path in _images_under(root, name, unread)]
@@ -160,6 +164,16 @@ def _warn_of_unread(root: Path, unread: Counter[str]) -> None:
         warnings.warn(
             f"{unread.total()} images in {root} are passed over, for only JPEG, PNG, BMP and WebP are read: {counts}. "
             "Convert them, to PNG say, or remove them",
+            stacklevel=3,  # of who makes the source
+        )
+
+
+def _warn_of_splits(root: Path, classes: Sequence[str]) -> None:
+    if _SPLITS.issuperset(name.lower() for name in classes):
+        path = root / next((name for name in classes if name.lower().startswith("train")), classes[0])
+        warnings.warn(
+            f"the classes of {root} are {', '.join(classes)}. If these are parts of a dataset, with class folders in "
+            f"them, give the path of one: {path}",
             stacklevel=3,  # of who makes the source
         )
 

@@ -25,7 +25,7 @@ class ListSource(Source):
             - A list of anything else, with a number, a string, an array, or a dict or tuple of such for each path, of
               the same types for all; an int where the first has a float becomes a float. A batch's are collated by
               ``torch.utils.data.default_collate``: numbers become int64 and float64.
-        root: the folder that paths are relative to.
+        root: the folder that paths are relative to; ``~`` is the home of a user.
         classes: class names, where targets are class indices.
 
     Attributes:
@@ -46,6 +46,7 @@ class ListSource(Source):
     ) -> None:
         self.paths = checked_paths(paths)
         if root is not None:
+            root = os.path.expanduser(root)
             self.paths = [os.path.join(root, path) for path in self.paths]
         self._targets = as_targets(targets, len(self.paths))
         self.labels = self._targets.labels

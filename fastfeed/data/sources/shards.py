@@ -31,7 +31,7 @@ def expand_shards(shards: Any, storage: Storage) -> list[str]:
     for shard in shards:
         if not isinstance(shard, str | os.PathLike):
             raise TypeError(f"shards has a {type(shard).__name__}; expected paths and URLs")
-        path = os.fsdecode(shard).removeprefix("file://")
+        path = os.path.expanduser(os.fsdecode(shard).removeprefix("file://"))
         if not path:
             raise ValueError("shards has an empty path; expected the path of a tar file")
         # A file may have braces in its name.
@@ -48,7 +48,7 @@ def names_shards(path: str | os.PathLike[str]) -> bool:
     Raises:
         FileNotFoundError: if nothing is there.
     """
-    text = os.fspath(path)
+    text = os.path.expanduser(path)
     if os.path.isdir(text):
         return any(name.endswith(".tar") for name in os.listdir(text))
     if is_url(text) or any(map(os.path.exists, [text, *expand_braces(text)])):

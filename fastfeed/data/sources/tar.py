@@ -40,7 +40,8 @@ class TarSource(Source):
 
     Args:
         shards: a path or URL, or a list of them. Each may have braces, as ``train-{000..127}.tar``, or name a folder,
-            for the .tar files in it. URLs are read with fsspec: ``s3://``, ``https://``, ``memory://`` and so on.
+            for the .tar files in it; ``~`` is the home of a user. URLs are read with fsspec: ``s3://``, ``https://``,
+            ``memory://`` and so on.
         target: what samples are labelled with.
 
             - ``"cls"``, or another extension: the member that holds the class index as text. A batch's are int64 [N].
@@ -87,7 +88,7 @@ class TarSource(Source):
         self._target = target.lower() if isinstance(target, str) else target
         self._storage = dict(storage_options or {})
         self.shards = expand_shards(shards, self._storage)
-        indices = self._indices(None if cache_dir is None else Path(cache_dir))
+        indices = self._indices(None if cache_dir is None else Path(os.path.expanduser(cache_dir)))
         self._stamps = np.array([index.stamp for index in indices], np.int64)
         self._names = [name for index in indices for name in index.names]
         if not self._names:
