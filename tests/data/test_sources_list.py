@@ -133,6 +133,13 @@ def test_the_dtype_does_not_depend_on_who_shares_a_batch(paths, pool, one):
     equal(ListSource(paths, [np.float32(0.5), one, 2, 2.5]).read([1, 2], pool).targets, values[1:3])
 
 
+def test_without_targets(paths, pool):
+    source = ListSource(paths, classes=["x", "y"])
+    assert (source.labels.dtype, source.labels.tolist(), source.classes) == (np.int64, [-100] * 4, ["x", "y"])
+    equal(source.subset([3, 1]).read([1, 0, 1], pool).targets, torch.tensor([-100] * 3))
+    equal(ListSource(paths, None).read([], pool).targets, torch.zeros(0, dtype=torch.int64))
+
+
 def test_targets_are_copies(paths, pool):
     for targets in (np.arange(4), torch.arange(4)):
         source = ListSource(paths, targets)
@@ -162,7 +169,7 @@ P = ["a.jpg", "b.jpg"]
     (["a.jpg", ""], [0, 1], {}, ValueError, r"paths\[1\] is ''; expected the path of a file"),
     (["a\0.jpg"], [0], {}, ValueError, r"paths\[0\] is 'a\\x00.jpg'"),
     (P, [0], {}, ValueError, "targets has 1 entries, but there are 2 paths"),
-    (P, None, {}, TypeError, "targets is of type NoneType"),
+    (P, 3, {}, TypeError, "targets is of type int"),
     (P, "01", {}, TypeError, "targets is of type str"),
     (P, [0, "1"], {}, TypeError, r"targets\[1\] is of type str, but targets\[0\] of type int"),
     (P, [0, True], {}, TypeError, r"targets\[1\] is of type bool, but targets\[0\] of type int"),

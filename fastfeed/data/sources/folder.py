@@ -183,7 +183,7 @@ def _no_classes(root: Path) -> str:
     if images:
         return (
             f"no class folders in {root}: its {len(images)} images lie directly in it. Move them into one folder per "
-            "class, such as cat/ and dog/"
+            "class, such as cat/ and dog/; or give their paths to fastfeed.ListSource, which needs no targets"
         )
     return f"no class folders in {root}. Expected {root}/<class>/<image>.jpg"
 

@@ -1,4 +1,4 @@
-"""Lists of files and their targets."""
+"""Lists of files and, where there are some, their targets."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -25,6 +25,7 @@ class ListSource(Source):
             - A list of anything else, with a number, a string, an array, or a dict or tuple of such for each path, of
               the same types for all; an int where the first has a float becomes a float. A batch's are collated by
               ``torch.utils.data.default_collate``: numbers become int64 and float64.
+            - ``None``, for images without any. A batch's are -100, int64 [N], which PyTorch's losses ignore.
         root: the folder that paths are relative to; ``~`` is the home of a user.
         classes: class names, where targets are class indices.
 
@@ -39,7 +40,7 @@ class ListSource(Source):
     def __init__(
         self,
         paths: Sequence[str | os.PathLike[str]],
-        targets: Any,
+        targets: Any = None,
         *,
         root: str | os.PathLike[str] | None = None,
         classes: Sequence[str] | None = None,

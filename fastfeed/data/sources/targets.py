@@ -69,6 +69,8 @@ def as_targets(targets: Any, n: int) -> Columns | Rows:
         TypeError: for targets of another kind, or of different kinds.
         ValueError: for another number of them.
     """
+    if targets is None:
+        return Columns(torch.full((n,), NO_LABEL))
     if isinstance(targets, np.ndarray | torch.Tensor) or _holds_columns(targets):
         return Columns(replace_leaves(targets, lambda path, leaf: _column(leaf, path_name(path, "targets"), n)))
     if isinstance(targets, str | bytes) or not isinstance(targets, Iterable):
