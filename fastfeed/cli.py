@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "there are none, 1 if there are some, 2 if the scan itself fails.",
     )
     scan.add_argument(
-        "data", metavar="DATA", help="a folder of images, nested or not; a tar shard, or a folder of them"
+        "data", metavar="DATA", help="a folder of images, nested or not; an image; a tar shard, or a folder of them"
     )
     scan.add_argument("-o", "--output", metavar="FILE", default=os.devnull, help="for the bad ones: path, tab, reason")
     scan.add_argument("--workers", type=int, default=0, help="threads; by default one per core")

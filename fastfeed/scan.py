@@ -13,7 +13,7 @@ from fastfeed.data.loader import MAX_PIXELS
 from fastfeed.data.order import Batches
 from fastfeed.data.prepare import Prepared, Preparer
 from fastfeed.data.samplers import Sequential
-from fastfeed.data.sources import IMAGE_EXTENSIONS, ListSource, Source, TarSource
+from fastfeed.data.sources import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ListSource, Source, TarSource
 from fastfeed.data.sources.folder import all_images
 from fastfeed.data.sources.shards import names_shards
 from fastfeed.data.transforms import Resize, Transform
@@ -23,21 +23,25 @@ _IN_FLIGHT = 2  # batches
 
 
 def find_images(path: str | os.PathLike[str]) -> Source:
-    """Return every image under a folder, or in tar shards, as samples without targets.
+    """Return an image, every image under a folder, or those in tar shards, as samples without targets.
 
     Args:
-        path: a folder of images, nested or not; or what `TarSource` takes for shards: a tar file, or a folder of them.
+        path: an image file; a folder of images, nested or not; or what `TarSource` takes for shards: a tar file, or a
+            folder of them.
 
     Raises:
         FileNotFoundError: if it does not exist, or holds no images.
         OSError, ValueError: for shards that `TarSource` cannot read.
     """
+    file = os.path.expanduser(path)
+    if file.lower().endswith(IMAGE_EXTENSIONS + UNREAD_EXTENSIONS) and os.path.isfile(file):
+        return ListSource([file])
     if names_shards(path):
         return TarSource(path, target=None)
     images = all_images(path)
     if not images:
         raise FileNotFoundError(f"no images in {path}. Expected files that end in {', '.join(IMAGE_EXTENSIONS)}")
-    return ListSource(images, [0] * len(images))
+    return ListSource(images)
 
 
 def scan(source: Source, *, workers: int = 0, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[str, str | None]]:

@@ -251,6 +251,7 @@ def test_bad_files_are_named_and_left_out(tmp_path, labels, caplog):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["{absent}"], "no such file or folder: {absent}"),
     (["{empty}"], "no class folders in {empty}"),
+    (["{image}"], "{image} is not a tar file; expected a folder or a tar shard"),
     (["{folder}", "--count", "0"], "count is 0"),
     (["{folder}", "--columns", "0"], "columns is 0"),
     (["{folder}", "--size", "0"], "size is 0"),
@@ -261,7 +262,8 @@ def test_bad_files_are_named_and_left_out(tmp_path, labels, caplog):
 ])  # fmt: skip
 def test_errors_are_one_line(folder, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    names = {"absent": tmp_path / "absent", "empty": tmp_path / "empty", "folder": folder}
+    names = {"absent": tmp_path / "absent", "empty": tmp_path / "empty", "folder": folder, "image": tmp_path / "a.jpg"}
+    picture(8, 8).save(names["image"])
     names["empty"].mkdir()
     assert main(["preview", *(a.format(**names) for a in arguments)]) == 2
     out, err = capsys.readouterr()

@@ -106,6 +106,21 @@ def test_what_is_found_in_folders(tmp_path):
     assert found == ["a.PNG", "b.jpg", "c/3.jpeg", "folder.jpg/5.jpg", "z/2.webp", "z/y/1.bmp"]
 
 
+@pytest.mark.parametrize(("name", "problem"), [
+    ("a.JPG", None), ("a.jfif", None), ("a.gif", "a GIF file; expected JPEG, PNG, BMP or WebP"),
+    ("a.png", "an empty file"),
+])  # fmt: skip
+def test_one_image(tmp_path, capsys, name, problem):
+    path = tmp_path / name
+    if problem != "an empty file":
+        picture(8, 9).save(path, format="GIF" if name.endswith("gif") else "JPEG")
+    else:
+        path.touch()
+    assert main(["scan", str(path)]) == (problem is not None)
+    lines = [f"{path}: {problem}"] if problem else []
+    assert capsys.readouterr().out.splitlines() == [*lines, f"1 images, {len(lines)} bad"]
+
+
 def test_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_folder(tmp_path / "data", {"a": 1})
@@ -193,7 +208,8 @@ def test_the_bar_is_on_stderr(bad_folder, monkeypatch, capsys):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["{absent}"], "fastfeed scan: no such file or folder: {absent}"),
     (["{empty}"], "fastfeed scan: no images in {empty}. Expected files that end in .jpg"),
-    (["{text}"], "fastfeed scan: {text} is not a tar file"),
+    (["{text}"], "fastfeed scan: {text} is not a tar file; expected a folder or a tar shard"),
+    (["{absent}.jpg"], "fastfeed scan: no such file or folder: {absent}.jpg"),
     (["{folder}", "--workers", "-1"], "fastfeed scan: workers is -1"),
     (["{folder}", "--max-pixels", "0"], "fastfeed scan: max_pixels is 0"),
     (["{folder}", "-o", "{absent}/bad.tsv"], "fastfeed scan: [Errno 2] No such file or directory: '{absent}/bad.tsv'"),

@@ -4,7 +4,7 @@
 the sources; `shards` and `tar_index` find the members of tar files.
 """
 
-from fastfeed.data.sources.base import IMAGE_EXTENSIONS, EncodedBatch, Source
+from fastfeed.data.sources.base import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, EncodedBatch, Source
 from fastfeed.data.sources.encoded import EncodedSource
 from fastfeed.data.sources.folder import FolderSource
 from fastfeed.data.sources.list import ListSource
@@ -20,4 +20,5 @@ __all__ = [
     "SampleSource",
     "Source",
     "TarSource",
+    "UNREAD_EXTENSIONS",
 ]

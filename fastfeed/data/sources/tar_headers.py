@@ -187,7 +187,7 @@ def _not_tar(file: ShardFile, block: bytes) -> str:
                 f"{file.path} is compressed, so its samples cannot be read where they lie. Unpack it to a .tar file, "
                 f"with {command}; images hardly get smaller by it"
             )
-    return f"{file.path} is not a tar file"
+    return f"{file.path} is not a tar file; expected a folder or a tar shard"
 
 
 def _no_end(file: ShardFile, at: int, length: int) -> str:
