@@ -127,7 +127,7 @@ def test_the_home_folder(tmp_path, monkeypatch):
     assert find_images("~/data").paths == [str(tmp_path / "data" / "a" / "000.jpg")]
 
 
-@pytest.mark.parametrize("where", ["a.tar", "", "{a,b}.tar"])
+@pytest.mark.parametrize("where", ["a.tar", "", "{a,b}.tar", "*.tar"])
 def test_tar_shards(tmp_path, where, capsys):
     root = write_folder(tmp_path / "data", {"cat": 3})
     good, *_ = (path.read_bytes() for path in sorted((root / "cat").iterdir()))

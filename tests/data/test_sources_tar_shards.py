@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -54,6 +55,26 @@ def test_folders_patterns_and_lists(tmp_path, monkeypatch):
     assert len(TarSource(f"file://{tmp_path}/s-2.tar")) == 3
     monkeypatch.chdir(tmp_path)
     assert len(TarSource("s-1.tar")) == 2
+
+
+def test_patterns_of_paths(tmp_path):
+    for name in ("s-10", "s-2", ".s-3", "t-0", "t[0]"):
+        write_tar(tmp_path / f"{name}.tar", samples(1))
+    (tmp_path / "s-4.txt").write_text("")
+    (tmp_path / "s.tar.d").mkdir()
+
+    def found(shards):
+        return [os.path.relpath(shard, tmp_path) for shard in TarSource(shards).shards]
+
+    for _ in range(2):  # indices lie beside the shards the second time
+        assert found(tmp_path / "s*") == found(str(tmp_path / "s-*.tar")) == ["s-10.tar", "s-2.tar"]
+    assert found(tmp_path / "{t,s}-?.tar") == ["t-0.tar", "s-2.tar"]
+    assert found([tmp_path / "t-*.tar", tmp_path / "s-2.tar"]) == ["t-0.tar", "s-2.tar"]
+    assert found(tmp_path / "t[0].tar") == ["t[0].tar"]  # a file of that name, and not t0.tar
+    assert found(tmp_path / "s-[12]*.tar") == ["s-10.tar", "s-2.tar"]
+    for pattern in ("x*.tar", "s-*.txt", "absent/*.tar"):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"no .tar files match {tmp_path / pattern}. ")):
+            TarSource(tmp_path / pattern)
 
 
 def test_the_home_folder(tmp_path, monkeypatch):

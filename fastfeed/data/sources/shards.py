@@ -1,6 +1,7 @@
 """Files that samples are packed in: their names, and reading them where they lie, on disk or behind a URL."""
 
 import errno
+import glob
 import importlib
 import os
 import re
@@ -20,7 +21,7 @@ def expand_shards(shards: Any, storage: Storage) -> list[str]:
 
     Raises:
         TypeError: for something else.
-        FileNotFoundError: for a folder without tar files.
+        FileNotFoundError: for a folder without tar files, or a pattern that none matches.
         ValueError: for no shards, or more than a million.
     """
     if isinstance(shards, str | os.PathLike):
@@ -34,7 +35,7 @@ def expand_shards(shards: Any, storage: Storage) -> list[str]:
         path = os.path.expanduser(os.fsdecode(shard).removeprefix("file://"))
         if not path:
             raise ValueError("shards has an empty path; expected the path of a tar file")
-        # A file may have braces in its name.
+        # A file may have braces, or what else is in patterns, in its name.
         for one in [path] if not is_url(path) and os.path.exists(path) else expand_braces(path):
             found += _in_folder(one, storage)
     if not found:
@@ -51,7 +52,7 @@ def names_shards(path: str | os.PathLike[str]) -> bool:
     text = os.path.expanduser(path)
     if os.path.isdir(text):
         return any(name.endswith(".tar") for name in os.listdir(text))
-    if is_url(text) or any(map(os.path.exists, [text, *expand_braces(text)])):
+    if is_url(text) or any(os.path.exists(one) or glob.glob(one) for one in [text, *expand_braces(text)]):
         return True
     raise FileNotFoundError(f"no such file or folder: {text}")
 
@@ -190,7 +191,8 @@ class ShardFile(AbstractContextManager["ShardFile"]):
 
 
 def _in_folder(path: str, storage: Storage) -> list[str]:
-    """Return the shards in a folder, or the path itself if it is none."""
+    """Return the shards in a folder, or those that a pattern matches, or the path itself if it is neither."""
+    said = f"in {path}"
     if is_url(path):
         if path.partition("?")[0].endswith(".tar"):  # not a folder; to ask some servers would be a request
             return [path]
@@ -200,9 +202,11 @@ def _in_folder(path: str, storage: Storage) -> list[str]:
         names = [system.unstrip_protocol(name) for name in system.ls(inner, detail=False)]
     elif os.path.isdir(path):
         names = [os.path.join(path, name) for name in os.listdir(path)]
+    elif glob.has_magic(path) and not os.path.exists(path):
+        names, said = glob.glob(path), f"match {path}"
     else:
         return [path]
     tars = sorted(name for name in names if name.endswith(".tar") and not os.path.basename(name).startswith("."))
     if not tars:
-        raise FileNotFoundError(f"no .tar files in {path}. Compressed ones are not read: unpack them with gunzip")
+        raise FileNotFoundError(f"no .tar files {said}. Compressed ones are not read: unpack them with gunzip")
     return tars

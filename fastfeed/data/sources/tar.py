@@ -40,7 +40,8 @@ class TarSource(Source):
 
     Args:
         shards: a path or URL, or a list of them. Each may have braces, as ``train-{000..127}.tar``, or name a folder,
-            for the .tar files in it; ``~`` is the home of a user. URLs are read with fsspec: ``s3://``, ``https://``,
+            for the .tar files in it, in sorted order. In a path ``~`` is the home of a user, and ``*``, ``?`` and
+            ``[...]`` stand for the .tar files that match, likewise. URLs are read with fsspec: ``s3://``, ``https://``,
             ``memory://`` and so on.
         target: what samples are labelled with.
 
@@ -65,7 +66,8 @@ class TarSource(Source):
         shards: the paths and URLs.
 
     Raises:
-        FileNotFoundError, PermissionError, OSError: for a shard that cannot be read, or a folder without any.
+        FileNotFoundError, PermissionError, OSError: for a shard that cannot be read, or a folder without any, or a
+            pattern that matches none.
         ValueError: for a shard that is compressed, damaged, cut short or no tar file; for shards without images, or in
             which no image has the target.
         TypeError: for an argument of another type.
