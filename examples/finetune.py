@@ -29,12 +29,14 @@ loss_function = partial(fastfeed.functional.cross_entropy, label_smoothing=0.1)
 def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     try:
+        if not (0 < args.lr < torch.inf and 0 <= args.weight_decay < torch.inf and args.seed >= 0):
+            raise ValueError("--lr is more than 0, --weight-decay and --seed are 0 or more")
         train, val = split(args.data)
         make_writable(args.output)
         model, head, size = make_model(args.model, len(train.classes), pretrained=args.pretrained)
+        check_size(model, size := args.size or size)
     except (OSError, ValueError) as error:
         sys.exit(f"finetune.py: {error}")
-    size = args.size or size
     batch_size = min(args.batch_size, len(train))
     crops = transforms.train(size, scale=(0.35, 1.0))
     loader = fastfeed.DataLoader(
@@ -85,10 +87,11 @@ def main(args: argparse.Namespace) -> None:
 
 def split(root: Path) -> tuple[FolderSource, FolderSource]:
     """Return training and validation images."""
-    there = [name for name in ("train", "val") if (root / name).is_dir()]
-    if len(there) == 1:
-        (missing,) = {"train", "val"} - {*there}
-        raise ValueError(f"{root} has {there[0]}/ but no {missing}/: expected both, or neither and <class>/<image>")
+    there = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    missing = [name for name in ("train", "val") if name not in there]
+    if there and missing:
+        lacks = "/ and no ".join(missing)
+        raise ValueError(f"{root} has {there[0]}/ but no {lacks}/: expected train/ and val/, or <class>/<image> alone")
     if there:
         train, val = FolderSource(root / "train"), FolderSource(root / "val")
         if different := {*train.classes} ^ {*val.classes}:
@@ -115,6 +118,15 @@ def make_model(name: str, num_classes: int, *, pretrained: bool) -> tuple[nn.Mod
     head = nn.Linear(last.in_features, num_classes)
     model.set_submodule(path, head)
     return model, head, weights.transforms().crop_size[0] if weights else 224
+
+
+@torch.inference_mode()
+def check_size(model: nn.Module, size: int) -> None:
+    """Raise ValueError if the model takes no images of that height and width."""
+    try:
+        model.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--size is {size}, which the model does not take: {error}") from error
 
 
 @torch.inference_mode()

@@ -32,12 +32,15 @@ def main(args: argparse.Namespace) -> None:
     try:
         if min(args.epochs, args.batch_size, args.size, args.save_every, args.log_every) < 1:
             raise ValueError("--epochs, --batch-size, --size, --save-every and --log-every are 1 or more")
+        if not (0 < args.lr < torch.inf and 0 <= args.ema_decay <= 1 and args.seed >= 0):
+            raise ValueError("--lr is more than 0, --ema-decay is from 0 to 1, --seed is 0 or more")
         train, val = fastfeed.FolderSource(args.data / "train"), fastfeed.FolderSource(args.data / "val")
         model = torchvision.models.get_model(args.model, num_classes=len(train.classes))
         if different := {*train.classes} ^ {*val.classes}:
             raise ValueError(f"{', '.join(sorted(different))}: in only one of {train.root} and {val.root}")
         if args.batch_size % WORLD_SIZE or args.batch_size > len(train):
             raise ValueError(f"--batch-size: expected a multiple of {WORLD_SIZE} ranks, at most {len(train)} images")
+        model.eval()(torch.zeros(1, 3, args.size, args.size))  # raises now, if it takes no such images
         keys = sorted(vars(args).keys() - {"data", "output", "save_every", "log_every"})  # these may change
         settings = {key: vars(args)[key] for key in keys} | {"classes": len(train.classes), "images": len(train)}
         saved = torch.load(checkpoint, map_location="cpu") if checkpoint.exists() else {"settings": settings}
@@ -46,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
                 raise ValueError(f"{checkpoint} is of {key} {other}, this is {key} {value}: choose another --output")
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "checkpoint.tmp").touch()  # raises now, and not at the first save
-    except (OSError, ValueError) as error:
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"imagenet.py: {error}")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -60,7 +63,6 @@ def main(args: argparse.Namespace) -> None:
     loader = fastfeed.DataLoader(train, mix=mix, **training)
     val_loader = fastfeed.DataLoader(val, transform=fastfeed.transforms.eval(args.size), info=True, **common)
     bn_loader = fastfeed.DataLoader(train, rank=0, world_size=1, **training)  # on every rank the same images
-
     model = model.to(device := loader.device, memory_format=torch.channels_last)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]  # biases, and the scales of norms: not to be decayed
@@ -68,7 +70,6 @@ def main(args: argparse.Namespace) -> None:
     optimizer = fastfeed.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True, ema_decay=args.ema_decay)
     total = args.epochs * len(loader)
     schedule = fastfeed.optim.warmup_cosine(optimizer, warmup_steps=total // 20, total_steps=total)
-
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "loader": loader}
     for name in parts.keys() & saved.keys():
         parts[name].load_state_dict(saved.pop(name))
@@ -94,7 +95,6 @@ def main(args: argparse.Namespace) -> None:
             schedule.step()
             if schedule.last_epoch % args.save_every == 0:
                 save(checkpoint, settings, parts)
-
         with optimizer.ema_weights(), torch.autocast(device.type, torch.bfloat16):
             torch.manual_seed(epoch)
             bn_loader.set_epoch(epoch)

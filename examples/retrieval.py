@@ -51,6 +51,8 @@ class Embedding(nn.Module):
 def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     try:
+        if not (0 < args.lr < torch.inf and args.seed >= 0):
+            raise ValueError("--lr is more than 0, --seed is 0 or more")
         train, val = FolderSource(args.data / "train"), FolderSource(args.data / "val")
         for source in (train, val):
             if len(source.classes) < 2:

@@ -96,12 +96,12 @@ def test_images_are_split_by_folders_or_by_fifths_of_each_class(tmp_path):
     assert [target for _, target in val.samples] == [0, 0, 1]  # the few owls are all for training
 
 
-@pytest.mark.parametrize(("there", "missing"), [("train", "val"), ("val", "train")])
-def test_one_of_train_and_val_is_no_class(there, missing, tmp_path):
+@pytest.mark.parametrize(("there", "missing"), [("train", "val/"), ("val", "train/"), ("test", "train/ and no val/")])
+def test_splits_are_no_classes(there, missing, tmp_path):
     split = functions("finetune.py")["split"]
-    write_folder(tmp_path / there, {"cat": 5, "dog": 5})
-    write_folder(tmp_path / "test", {"cat": 5, "dog": 5})
-    with pytest.raises(ValueError, match=f"{tmp_path} has {there}/ but no {missing}/: expected both, or neither"):
+    for name in {there, "test"}:
+        write_folder(tmp_path / name, {"cat": 5, "dog": 5})
+    with pytest.raises(ValueError, match=f"{tmp_path} has {there}/ but no {missing}: expected train/ and val/, or "):
         split(tmp_path)
 
 
@@ -120,6 +120,9 @@ def test_help(capsys):
     assert "--no-pretrained" in capsys.readouterr().out
 
 
+OUT_OF_RANGE = [f"--{option}" for option in ("lr=nan", "lr=-1", "lr=0", "lr=inf", "weight-decay=nan", "seed=-1")]
+
+
 def test_wrong_input_is_an_error_of_one_line(data, tmp_path):
     write_folder(tmp_path / "other" / "train", {"cat": 3, "dog": 3})
     write_folder(tmp_path / "other" / "val", {"cat": 2, "owl": 1})
@@ -132,6 +135,15 @@ def test_wrong_input_is_an_error_of_one_line(data, tmp_path):
         ([data, "--output", tmp_path / "few" / "cat" / "000.jpg" / "x.pt"], ".*(File exists|Not a directory): .*"),
         ([data, "--model", "resnet17", "--no-pretrained"], "Unknown model resnet17"),
         ([data, "--model", "squeezenet1_1", "--no-pretrained"], "squeezenet1_1 has no linear layer .*"),
+        *(([data, option], f".*{option.partition('=')[0]} .*or more") for option in OUT_OF_RANGE),
+        (
+            [data, "--model", "vit_b_16", "--size", "32", "--no-pretrained"],
+            "--size is 32, .*: .*Expected 224 but got 32!",
+        ),
+        (
+            [data, "--model", "alexnet", "--size", "9", "--no-pretrained"],
+            "--size is 9, which the model does not take: .*",
+        ),
     ):
         assert re.fullmatch(f"finetune.py: {message}", run("finetune.py", *arguments))
 

@@ -169,6 +169,7 @@ def test_help(capsys):
 
 
 POSITIVE = ["--epochs", "--batch-size", "--size", "--save-every", "--log-every"]
+OUT_OF_RANGE = ["--lr=nan", "--lr=-1", "--lr=0", "--lr=inf", "--ema-decay=nan", "--ema-decay=1.5", "--seed=-1"]
 
 
 def test_wrong_input_is_an_error_of_one_line(data, tmp_path):
@@ -184,6 +185,9 @@ def test_wrong_input_is_an_error_of_one_line(data, tmp_path):
             ".*(File exists|Not a directory): .*",
         ),
         *(([data, f"{option}=0"], f".*{option}.* 1 or more") for option in POSITIVE),
+        *(([data, option], f".*{option.partition('=')[0]} is .*") for option in OUT_OF_RANGE),
+        ([data, "--batch-size", "7", "--model", "vit_b_16", "--size", "32"], ".*Expected 224 but got 32!"),
+        ([data, "--batch-size", "7", "--model", "alexnet", "--size", "9"], ".* size .*"),
     ):
         assert re.fullmatch(f"imagenet.py: {message}", run("imagenet.py", *arguments))
 
