@@ -1,6 +1,7 @@
 """What this installation is made of, what it can use, and what to do about anything missing."""
 
 import platform
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -50,6 +51,7 @@ def collect() -> Info:
     has_gpu = _device(rows, advice)
     has_extension = _extension(rows, advice, has_gpu)
     has_dali = _dali(rows, advice, has_gpu)
+    _torchvision(rows, advice)
     return Info(rows, advice, usable=has_extension and has_dali)
 
 
@@ -117,3 +119,20 @@ def _dali(rows: list[tuple[str, str]], advice: list[str], has_gpu: bool) -> bool
         return True
     rows.append(("nvidia-dali", f"{dali.__version__}, CPU and GPU backends, can use the GPU"))
     return True
+
+
+def _torchvision(rows: list[tuple[str, str]], advice: list[str]) -> None:
+    version = _version("torchvision")
+    if version is None:
+        rows.append(("torchvision", "not installed; nothing needs it but its own datasets, transforms and models"))
+        return
+    # In a process of its own: an import that fails half-way cannot be tried again by others.
+    tried = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+    if tried.returncode == 0:
+        rows.append(("torchvision", version))
+        return
+    rows.append(("torchvision", f"{version}, cannot be imported: {(tried.stderr.splitlines() or ['?'])[-1]}"))
+    advice.append(
+        "torchvision cannot be imported, as where it is of another build than PyTorch. Install both with one command, "
+        "from one index: PyTorch's instructions have it for every build, those for the CPU alone too"
+    )

@@ -10,7 +10,17 @@ from tests.images import write_folder
 def test_info_names_everything(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for name in ("fastfeed", "python", "torch", "triton", "nvidia-dali", "device", "extension", "extension's SIMD"):
+    for name in (
+        "fastfeed",
+        "python",
+        "torch",
+        "triton",
+        "nvidia-dali",
+        "device",
+        "extension",
+        "extension's SIMD",
+        "torchvision",
+    ):
         assert re.search(rf"^{name}\b.* \S", text, re.MULTILINE), name
 
 
@@ -28,6 +38,19 @@ def test_info_says_what_to_do(monkeypatch, capsys):
     assert "- extension is missing, do this" in text
     assert "- dali is missing, do this" in text
     assert re.search(r"^extension +not built", text, re.MULTILINE)
+
+
+def test_info_of_a_torchvision_that_cannot_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('operator is missing')")
+    (tmp_path / "torchvision-1.2.dist-info").mkdir()
+    (tmp_path / "torchvision-1.2.dist-info/METADATA").write_text("Name: torchvision\nVersion: 1.2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = info.collect()
+    assert ("torchvision", "1.2, cannot be imported: RuntimeError: operator is missing") in found.rows
+    assert any(line.startswith("torchvision cannot be imported, as where") for line in found.advice)
+    assert found.usable
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
