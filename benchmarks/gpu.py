@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
 def steps(python: str, results: Path) -> list[Step]:
     """Return what `make gpu` does before the report; `results` is where rows go.
 
-    The benchmarks come last and take what time is left, which is enough for a first pass over all of them.
+    The benchmarks come last and take what time is left: a first pass over as many as that allows.
     """
     module = [python, "-m"]
     install = [*module, "pip", "install", "-q", "-e", ".", "--no-build-isolation", "--no-deps", "--no-index"]
