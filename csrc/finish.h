@@ -21,10 +21,11 @@ namespace fastfeed {
 // (byte / 255 - mean) / std for one channel: as it stands, and without divisions. There everything is 256 times as
 // large, which changes no rounding, because 256 / 255 of a byte, its level, is the byte and a little more: one fmaf.
 // And 1 / (256 std) in two parts, the second the rounding error of the first, takes a multiplication and an fmaf.
-// Where the result is rounded to 16 bits anyway, one fmaf, byte * scale + offset, is mostly good enough.
+// Where the result is rounded to 16 bits anyway, one fmaf, byte * scale + offset, is mostly good enough. With a factor,
+// for (byte * factor - mean) / std, a byte's level is the product as it is.
 struct Channel {
     float mean, std;
-    float mean_256, inverse, inverse_error;
+    float level_mean, inverse, inverse_error;
     float scale, offset;
 };
 
@@ -34,7 +35,7 @@ struct Normalizer {
     bool fused;      // the form without divisions gives the same bits for all 256 bytes of every channel
     bool single[3];  // one fmaf does, once it is rounded to this Output; never for float32
     bool normal;     // every value is 0 or lies far from the subnormal numbers and from infinity: in [2^-60, 2^60]
-    float factor;    // what bytes are multiplied by, if not 0, and not divided by 255; then `fused` is false
+    float factor;    // what bytes are multiplied by, if not 0, and not divided by 255; then nothing is `single`
 };
 
 // Nearly every mean and std are `fused`; for the others some quotient lies within 2^-48 of a tie. Of random ones 99 in
@@ -99,8 +100,8 @@ struct FinishArgs {
 
 FASTFEED_HD float level(float byte) { return fmaf(byte, 0x1.010102p-8f, byte); }  // 0x1.010102p-8 is 1 / 255
 
-FASTFEED_HD float normalize_fused(float level, float mean_256, float inverse, float inverse_error) {
-    const float centred = level - mean_256;
+FASTFEED_HD float normalize_fused(float level, float level_mean, float inverse, float inverse_error) {
+    const float centred = level - level_mean;
     return fmaf(centred, inverse, centred * inverse_error);
 }
 

@@ -21,23 +21,25 @@ Normalizer make_normalizer(const float* mean, const float* std, int channels, fl
     normalizer.channels = channels;
     normalizer.factor = factor;
     normalizer.normal = true;
-    // Of products there are no forms without divisions: all that they would be is faster.
-    normalizer.fused = normalizer.single[1] = normalizer.single[2] = factor == 0;
+    normalizer.fused = true;
+    normalizer.single[1] = normalizer.single[2] = factor == 0;
+    const float unit = factor == 0 ? 256 : 1;
     const auto is_normal = [](float value) {
         return value == 0 || (std::fabs(value) >= 0x1p-60f && std::fabs(value) <= 0x1p60f);
     };
     for (int c = 0; c < channels; ++c) {
-        const double exact = 1 / (256.0 * static_cast<double>(std[c]));
+        const double reciprocal = 1 / static_cast<double>(std[c]), exact = reciprocal / unit;
         const float inverse = static_cast<float>(exact), inverse_error = static_cast<float>(exact - inverse);
-        const float scale = static_cast<float>(256 * exact / 255);
-        const float offset = static_cast<float>(-static_cast<double>(mean[c]) / static_cast<double>(std[c]));
-        normalizer.channel[c] = {mean[c], std[c], 256 * mean[c], inverse, inverse_error, scale, offset};
+        const float scale = static_cast<float>(factor == 0 ? reciprocal / 255 : reciprocal * factor);
+        const float offset = static_cast<float>(-static_cast<double>(mean[c]) * reciprocal);
+        normalizer.channel[c] = {mean[c], std[c], unit * mean[c], inverse, inverse_error, scale, offset};
         for (int byte = 0; byte < 256; ++byte) {
             const float in = static_cast<float>(byte);
             const float value = factor == 0 ? normalize(in, mean[c], std[c])
                                             : normalize_multiplied(in, factor, mean[c], std[c]);
-            const float fused = normalize_fused(level(in), 256 * mean[c], inverse, inverse_error);
-            const float wide = normalize_fused(WIDE * level(in), WIDE * (256 * mean[c]),
+            const float in_levels = factor == 0 ? level(in) : in * factor;
+            const float fused = normalize_fused(in_levels, unit * mean[c], inverse, inverse_error);
+            const float wide = normalize_fused(WIDE * in_levels, WIDE * (unit * mean[c]),
                                                inverse / WIDE, inverse_error / WIDE);
             const float single = fmaf(in, scale, offset);
             normalizer.normal &= is_normal(value) && is_normal(single);
@@ -64,7 +66,7 @@ constexpr int64_t STREAMED = int64_t{8} << 20;
 struct Lanes {
     alignas(64) float mean[PERIOD];
     alignas(64) float std[PERIOD];
-    alignas(64) float mean_256[PERIOD];
+    alignas(64) float level_mean[PERIOD];
     alignas(64) float inverse[PERIOD];
     alignas(64) float inverse_error[PERIOD];
     alignas(64) float scale[PERIOD];
@@ -77,7 +79,7 @@ struct Lanes {
             const Channel& channel = normalizer.channel[i % normalizer.channels];
             mean[i] = channel.mean;
             std[i] = channel.std;
-            mean_256[i] = channel.mean_256 * wide;
+            level_mean[i] = channel.level_mean * wide;
             inverse[i] = channel.inverse / wide;
             inverse_error[i] = channel.inverse_error / wide;
             scale[i] = channel.scale;

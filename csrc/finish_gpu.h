@@ -79,10 +79,18 @@ FASTFEED_HD void group_values(const FinishArgs& a, const SampleParameters& s, in
     std::memcpy(pixels.word, src, sizeof pixels.word);
 #endif
     if (s.flip & 1) pixels = pixels.mirrored();
+    const float factor = a.normalizer.factor;
+    if (factor == 0) {  // one branch for all values
+        FASTFEED_UNROLL
+        for (int i = 0; i < GROUP * C; ++i) values[i] = level(pixels.value(i));
+    } else {
+        FASTFEED_UNROLL
+        for (int i = 0; i < GROUP * C; ++i) values[i] = pixels.value(i) * factor;
+    }
     FASTFEED_UNROLL
     for (int i = 0; i < GROUP * C; ++i) {
         const Channel& k = a.normalizer.channel[i % C];
-        values[i] = normalize_fused(level(pixels.value(i)), k.mean_256, k.inverse, k.inverse_error);
+        values[i] = normalize_fused(values[i], k.level_mean, k.inverse, k.inverse_error);
     }
 }
 

@@ -231,7 +231,7 @@ FASTFEED_INLINE void normalize_block(const uint8_t* src, const Lanes& k, float* 
     for (float* v = values; v < values + BLOCK; v += PERIOD) {
         for (int j = 0; j < PERIOD; ++j) {
             v[j] = FORM == Form::single     ? fmaf(v[j], k.scale[j], k.offset[j])
-                   : FORM == Form::fused    ? normalize_fused(v[j], k.mean_256[j], k.inverse[j], k.inverse_error[j])
+                   : FORM == Form::fused    ? normalize_fused(v[j], k.level_mean[j], k.inverse[j], k.inverse_error[j])
                    : FORM == Form::multiply ? normalize_multiplied(v[j], k.factor, k.mean[j], k.std[j])
                                             : normalize(v[j], k.mean[j], k.std[j]);
         }

@@ -168,6 +168,9 @@ def test_which_bytes_a_factor_changes():
 
 def test_which_means_and_stds_need_divisions():
     assert Finish(IMAGENET_MEAN, IMAGENET_STD)._normalizer.fused
+    assert Finish(IMAGENET_MEAN, IMAGENET_STD, factor=1 / 255)._normalizer.fused
+    assert Finish([255 * m for m in IMAGENET_MEAN], [255 * s for s in IMAGENET_STD], factor=1)._normalizer.fused
+    assert Finish((0.0,), (1.0,), factor=1)._normalizer.fused
     assert not Finish((0.24,), (0.0075,))._normalizer.fused
     assert not Finish((0.5, 0.44, 0.5), (0.5, 0.06, 0.5))._normalizer.fused
 
