@@ -27,10 +27,10 @@ loss_function = partial(fastfeed.functional.cross_entropy, label_smoothing=0.1)
 
 
 def main(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
     try:
-        if not (0 < args.lr < torch.inf and 0 <= args.weight_decay < torch.inf and args.seed >= 0):
-            raise ValueError("--lr is more than 0, --weight-decay and --seed are 0 or more")
+        if not (0 < args.lr < torch.inf and 0 <= args.weight_decay < torch.inf and 0 <= args.seed < 2**63):
+            raise ValueError("--lr is more than 0, --weight-decay is 0 or more, --seed is from 0 to 2**63 - 1")
+        torch.manual_seed(args.seed)
         train, val = split(args.data)
         make_writable(args.output)
         model, head, size = make_model(args.model, len(train.classes), pretrained=args.pretrained)
@@ -89,7 +89,7 @@ def split(root: Path) -> tuple[FolderSource, FolderSource]:
     """Return training and validation images."""
     there = [name for name in ("train", "val", "test") if (root / name).is_dir()]
     missing = [name for name in ("train", "val") if name not in there]
-    if there and missing:
+    if there and missing and any(path.is_dir() for path in (root / there[0]).iterdir()):
         lacks = "/ and no ".join(missing)
         raise ValueError(f"{root} has {there[0]}/ but no {lacks}/: expected train/ and val/, or <class>/<image> alone")
     if there:

@@ -27,13 +27,13 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 
 
 def main(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
     checkpoint = args.output / "checkpoint.pt"
     try:
         if min(args.epochs, args.batch_size, args.size, args.save_every, args.log_every) < 1:
             raise ValueError("--epochs, --batch-size, --size, --save-every and --log-every are 1 or more")
-        if not (0 < args.lr < torch.inf and 0 <= args.ema_decay <= 1 and args.seed >= 0):
-            raise ValueError("--lr is more than 0, --ema-decay is from 0 to 1, --seed is 0 or more")
+        if not (0 < args.lr < torch.inf and 0 <= args.ema_decay <= 1 and 0 <= args.seed < 2**63):
+            raise ValueError("--lr is more than 0, --ema-decay is from 0 to 1, --seed is from 0 to 2**63 - 1")
+        torch.manual_seed(args.seed)
         train, val = fastfeed.FolderSource(args.data / "train"), fastfeed.FolderSource(args.data / "val")
         model = torchvision.models.get_model(args.model, num_classes=len(train.classes))
         if different := {*train.classes} ^ {*val.classes}:

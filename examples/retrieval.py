@@ -49,10 +49,10 @@ class Embedding(nn.Module):
 
 
 def main(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
     try:
-        if not (0 < args.lr < torch.inf and args.seed >= 0):
-            raise ValueError("--lr is more than 0, --seed is 0 or more")
+        if not (0 < args.lr < torch.inf and 0 <= args.seed < 2**63):
+            raise ValueError("--lr is more than 0, --seed is from 0 to 2**63 - 1")
+        torch.manual_seed(args.seed)
         train, val = FolderSource(args.data / "train"), FolderSource(args.data / "val")
         for source in (train, val):
             if len(source.classes) < 2:

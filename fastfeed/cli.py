@@ -83,7 +83,7 @@ def _reported(command: str, run: Callable[[], int], failure: int) -> int:
             # Without the line of code that Python shows with it, which is none of the user's.
             warnings.showwarning = lambda message, *_, **__: print(f"fastfeed {command}: {message}", file=sys.stderr)
             return run()
-    except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError, ValueError, Warning) as error:
         # These name the thing and the way out; a traceback would bury it. Anything else is a bug and shows one.
         print(f"fastfeed {command}: {error}", file=sys.stderr)
         return failure

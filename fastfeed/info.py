@@ -127,7 +127,7 @@ def _torchvision(rows: list[tuple[str, str]], advice: list[str]) -> None:
         rows.append(("torchvision", "not installed; nothing needs it but its own datasets, transforms and models"))
         return
     # In a process of its own: an import that fails half-way cannot be tried again by others.
-    tried = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+    tried = subprocess.run([sys.executable, "-P", "-c", "import torchvision"], capture_output=True, text=True)
     if tried.returncode == 0:
         rows.append(("torchvision", version))
         return

@@ -14,7 +14,7 @@ from fastfeed.ops.gem_pool import gem_pool2d
 from fastfeed.ops.kl_divergence import kl_divergence
 from fastfeed.ops.ohem_cross_entropy import ohem_cross_entropy
 
-# torch.fx takes these as they are, and does not look into them: what they check is not to be known while it traces.
+# torch.fx takes these as they are where the modules call them: what they check is not to be known while it traces.
 torch.fx.wrap("avg_max_pool2d")
 torch.fx.wrap("gem_pool2d")
 

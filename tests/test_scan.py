@@ -164,7 +164,7 @@ def test_images_that_are_not_read_are_one_line(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == "2 images, 0 bad\n"
     assert err == (
-        f"fastfeed scan: 3 images in {root} are passed over, for only JPEG, PNG, BMP and WebP are read: "
+        f"fastfeed scan: images in {root} are passed over, for only JPEG, PNG, BMP and WebP are read: "
         "1 .gif, 2 .tif. Convert them, to PNG say, or remove them\n"
     )
 

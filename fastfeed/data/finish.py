@@ -221,7 +221,7 @@ class Finish:
     Raises:
         ValueError: for another dtype or memory format; for means and stds of different lengths, or that are not
             finite in fp32, or stds that are not positive or so small that values overflow; for a fill that is not
-            finite, or a factor outside 0 to 1; for negative threads or spare_outputs.
+            finite, or a factor outside 1e-30 to 1; for negative threads or spare_outputs.
     """
 
     def __init__(
@@ -242,8 +242,8 @@ class Finish:
             raise ValueError(
                 f"memory_format is {memory_format!r}; expected torch.channels_last or torch.contiguous_format"
             )
-        if factor is not None and not 0 < factor <= 1:
-            raise ValueError(f"factor is {factor}; expected a number above 0, at most 1, or None to divide by 255")
+        if factor is not None and not 1e-30 <= factor <= 1:  # with room for what fp32 computes of it
+            raise ValueError(f"factor is {factor}; expected a number from 1e-30 to 1, or None to divide by 255")
         check_mean_std(mean, std, factor)
         fill = [fill] * len(mean) if isinstance(fill, int | float | np.floating) else list(fill)
         if len(fill) != len(mean) or not all(abs(value) <= 1e38 for value in fill):

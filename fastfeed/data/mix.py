@@ -155,7 +155,7 @@ class MixedTarget(NamedTuple):
     def dense(self, num_classes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the target as probabilities.
 
-        Labels may also be [N, d1, ...], of pixels say, and `lam` may be one number.
+        Labels may also be [N, d1, ...], of pixels say, and `lam` a tensor of one number.
 
         Args:
             num_classes: C, at least 1.

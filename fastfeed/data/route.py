@@ -132,7 +132,6 @@ def choose_route(
     """
     if backend not in (None, *BACKENDS):
         raise ValueError(f"backend is {backend!r}; expected 'dali', 'torch', or None to choose")
-    iterable = isinstance(dataset, IterableDataset)
     reasons: list[str] = []
     level = logging.WARNING
     source = own = dtype = mix_of_collate = None
@@ -162,9 +161,9 @@ def choose_route(
         reasons, level = ["backend='torch' asks for them"], logging.INFO
     elif backend == "dali" and reasons:
         raise ValueError(f"backend='dali', but DALI cannot take this dataset: {'; '.join(reasons)}")
-    elif backend is None and not reasons and not has_dali():
+    elif backend is None and not reasons and _for_workers(dataset) and not has_dali():
         reasons = [f"NVIDIA DALI is not installed ({dali_install_line()})"]
-    if reasons and getattr(type(dataset), "__getitem__", None) is Dataset.__getitem__ and not iterable:
+    if reasons and not _for_workers(dataset):
         raise TypeError(
             f"{type(dataset).__name__} has no __getitem__, which PyTorch's workers need, and DALI cannot take it: "
             f"{'; '.join(reasons)}"
@@ -253,6 +252,13 @@ def labels_of(dataset: Any) -> Labels | None:
     if not isinstance(targets, np.ndarray) or targets.ndim != 1 or targets.dtype.kind not in "iu" or not len(targets):
         return None
     return targets.astype(np.int64)
+
+
+def _for_workers(dataset: Any) -> bool:
+    """Whether PyTorch's workers could make batches of a dataset of PyTorch's, which may have no `__getitem__`."""
+    return (
+        isinstance(dataset, IterableDataset) or getattr(type(dataset), "__getitem__", None) is not Dataset.__getitem__
+    )
 
 
 def _given_transform(transform: Any) -> tuple[Transform, torch.dtype | None]:

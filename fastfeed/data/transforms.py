@@ -232,7 +232,7 @@ class Transform:
         TypeError: for a declaration, a probability (True and False are none), a mean, a std or a factor of another
             kind.
         ValueError: for a probability outside 0 to 1, a mean or std that has not three finite values, a std that is not
-            positive, or so small that values overflow, a factor that is not above 0 and at most 1, another name of a
+            positive, or so small that values overflow, a factor outside 1e-30 to 1, another name of a
             step, more than 16 steps of one class, steps with different fills, or a blur whose kernel is too large for
             the crop.
     """
@@ -261,8 +261,8 @@ class Transform:
             ),
         )
         if self.factor is not None:
-            expected = "a number above 0, at most 1, or None to divide by 255"
-            replace_values(self, factor=number("Transform: factor", self.factor, math.ulp(0.0), 1, expected))
+            expected = "a number from 1e-30 to 1, or None to divide by 255"
+            replace_values(self, factor=number("Transform: factor", self.factor, 1e-30, 1, expected))
         check_mean_std(self.mean, self.std, self.factor)
         replace_values(self, augment=_steps(self.augment))
         check_steps(self.steps, *self.size)

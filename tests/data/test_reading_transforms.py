@@ -237,12 +237,15 @@ def test_what_of_timms_cannot_be_done():
     data = pytest.importorskip("timm.data")
     augmented = data.create_transform(224, is_training=True, auto_augment="rand-m9", re_prob=0.1)
     assert reasons(*augmented.transforms) == [
-        f"timm's {name} has no equivalent; fastfeed.transforms.timm_train is what it trains with"
+        f"timm's {name} has no equivalent; fastfeed.transforms.timm_train and timm_eval are its recipes"
         for name in ("RandAugment", "RandomErasing")
     ]
     assert reasons(crop(), data.transforms.ToTensor(), v1.Normalize(MEAN, STD)) == [  # not torchvision's: levels stay
-        "timm's ToTensor has no equivalent; fastfeed.transforms.timm_train is what it trains with",
+        "timm's ToTensor has no equivalent; fastfeed.transforms.timm_train and timm_eval are its recipes",
     ]
+    assert reasons(
+        crop(), _Own(), v1.RandomErasing(), v1.ConvertImageDtype(torch.float32), v1.Normalize(MEAN, STD)
+    ) == ["_Own is no transform of torchvision's"]
     odd = data.transforms.RandomResizedCropAndInterpolation(8, interpolation="random")
     odd.interpolation = odd.interpolation[::-1]
     assert "and only one of ('bilinear', 'bicubic') can be done" in reasons(odd, v1.ToTensor())[0]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastfeed import DataLoader, transforms
 from fastfeed._extension import extension
 from fastfeed.data.sources import EncodedBatch, FolderSource
 from tests.images import picture, write_folder
@@ -281,7 +282,7 @@ def test_images_that_are_not_read_are_counted(tmp_path):
     with pytest.warns(UserWarning, match="passed over") as warned:
         source = FolderSource(tmp_path)
     assert [str(warning.message) for warning in warned] == [
-        f"4 images in {tmp_path} are passed over, for only JPEG, PNG, BMP and WebP are read: 1 .gif, 3 .tiff. "
+        f"images in {tmp_path} are passed over, for only JPEG, PNG, BMP and WebP are read: 1 .gif, 3 .tiff. "
         "Convert them, to PNG say, or remove them"
     ]
     assert warned[0].filename == __file__
@@ -304,7 +305,7 @@ def test_a_class_of_images_that_are_not_read(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.heic").touch()
     with (
-        pytest.warns(UserWarning, match="1 images in .* are passed over, .*: 1 .heic"),
+        pytest.warns(UserWarning, match="images in .* are passed over, .*: 1 .heic"),
         pytest.raises(FileNotFoundError, match="no images in 1 of the 2 class folders of .*: b"),
     ):
         FolderSource(tmp_path)
@@ -325,8 +326,15 @@ def test_classes_that_are_probably_splits(tmp_path, classes, used):
     assert warned[0].filename == __file__
 
 
+@pytest.mark.dali
+def test_a_warning_is_where_the_loader_was_made(tmp_path):
+    with pytest.warns(UserWarning, match="the classes of") as warned:
+        DataLoader(write_folder(tmp_path, {"val/cat": 1}), device="cpu", transform=transforms.eval(8))
+    assert warned[0].filename == __file__
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("classes", [["a", "train"], ["pass", "test"], ["trains", "vals"]])
+@pytest.mark.parametrize("classes", [["a", "train"], ["pass", "test"], ["trains", "vals"], ["test"], ["train", "val"]])
 def test_classes_that_have_the_name_of_a_split_among_others(tmp_path, classes):
     assert FolderSource(write_folder(tmp_path, dict.fromkeys(classes, 1))).classes == classes
 

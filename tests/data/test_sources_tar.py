@@ -347,6 +347,9 @@ def test_without_targets(tmp_path, pool):
 def test_paths_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent.tar"):
         TarSource(tmp_path / "absent.tar")
+    with pytest.raises(FileNotFoundError, match=r"no .tar files in [^.]*$"):
+        TarSource(tmp_path)
+    (tmp_path / "x.tar.gz").touch()
     with pytest.raises(FileNotFoundError, match=r"no .tar files in .*gunzip"):
         TarSource(tmp_path)
     os.mkfifo(tmp_path / "pipe")

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -72,8 +73,15 @@ def test_patterns_of_paths(tmp_path):
     assert found([tmp_path / "t-*.tar", tmp_path / "s-2.tar"]) == ["t-0.tar", "s-2.tar"]
     assert found(tmp_path / "t[0].tar") == ["t[0].tar"]  # a file of that name, and not t0.tar
     assert found(tmp_path / "s-[12]*.tar") == ["s-10.tar", "s-2.tar"]
+    for name in ("run[1]", "run1"):
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "s-2.tar", tmp_path / name / f"{name}-2.tar")
+    assert found(tmp_path / "run[1]" / "*.tar") == found(tmp_path / "run[1]") == ["run[1]/run[1]-2.tar"]
+    assert found(tmp_path / "run[[]1]" / "*.tar") == ["run[1]/run[1]-2.tar"]  # a pattern, for no folder has that name
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
+        found(tmp_path / "run[1]" / "absent.tar")
     for pattern in ("x*.tar", "s-*.txt", "absent/*.tar"):
-        with pytest.raises(FileNotFoundError, match=re.escape(f"no .tar files match {tmp_path / pattern}. ")):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"no .tar files match {tmp_path / pattern}")):
             TarSource(tmp_path / pattern)
 
 

@@ -100,7 +100,7 @@ def test_wrong_input_is_an_error_of_one_line(tmp_path):
         ([tmp_path / "alone"], f"{tmp_path}/alone/val has one image of each class; .*"),
         ([tmp_path, "--k", "1", "--output", tmp_path], f".*Is a directory: '{tmp_path}'"),
         *(([tmp_path, f"--lr={value}"], "--lr is more than 0, .*") for value in ("nan", "-1", "0", "inf")),
-        ([tmp_path, "--seed=-1"], ".*--seed is 0 or more"),
+        ([tmp_path, "--seed=-1"], ".*--seed is from 0 to .*"),
     ):
         assert re.fullmatch(f"retrieval.py: {message}", run("retrieval.py", *arguments, "--no-pretrained"))
 

@@ -66,7 +66,9 @@ def why_unknown(thing: Any, role: str) -> str:
             if base.__name__ != "Transform":
                 return f"{cls.__qualname__} is a subclass of {base.__name__}, whose workings cannot be read"
     if cls.__module__.startswith("timm."):
-        return f"timm's {cls.__qualname__} has no equivalent; fastfeed.transforms.timm_train is what it trains with"
+        return (
+            f"timm's {cls.__qualname__} has no equivalent; fastfeed.transforms.timm_train and timm_eval are its recipes"
+        )
     return f"{cls.__qualname__} is no transform of torchvision's"
 
 

@@ -64,6 +64,8 @@ def _read(reader: Reader, transform: Any, role: str = "transform") -> None:
     try:
         readers[name](reader, transform, v2)
     except (TypeError, ValueError, AttributeError) as error:  # values that no declaration can have, or none
+        if reader.is_lost:  # or a form that it may not have
+            return
         message = str(error)
         reader.reasons.append(message if message.startswith(name) else f"{name}: {message}")
     if reader.type == "Image" and not v2 and name not in ("Compose", "RandomApply"):
@@ -247,8 +249,6 @@ def _read_convert_image_dtype(reader: Reader, transform: Any, v2: bool) -> None:
 
 
 def _read_normalize(reader: Reader, normalize: Any, v2: bool) -> None:
-    if reader.is_lost:
-        return
     if reader.form != "float":
         raise ValueError("it comes before the conversion to floats, for which torchvision raises TypeError")
     reader.rescale("Normalize", rgb(normalize.mean, "mean"), _divisors(rgb(normalize.std, "std")))
@@ -347,6 +347,6 @@ _READERS: dict[str, Callable[[Reader, Any, bool], None]] = {
 
 # Of timm's, which has another ToTensor, that does not scale.
 _OF_TIMM: dict[str, Callable[[Reader, Any, bool], None]] = {
-    "MaybeToTensor": _read_to_tensor,
+    "MaybeToTensor": lambda reader, transform, v2: _read_to_tensor(reader, transform, True),  # tensors are left
     "RandomResizedCropAndInterpolation": _read_timms_crop,
 }

@@ -1,6 +1,7 @@
 """A folder of class folders."""
 
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -57,7 +58,6 @@ class FolderSource(Source):
         self.classes = _class_folders(self.root)
         if not self.classes:
             raise FileNotFoundError(_no_classes(self.root))
-        _warn_of_splits(self.root, self.classes)
         self.samples: list[tuple[str, int]] = []
         unread: Counter[str] = Counter()
         empty = []
@@ -67,6 +67,7 @@ class FolderSource(Source):
             if not images:
                 empty.append(name)
         _warn_of_unread(self.root, unread)
+        _warn_of_splits(self.root, self.classes, self.samples)
         if empty:
             raise FileNotFoundError(
                 f"no images in {len(empty)} of the {len(self.classes)} class folders of {self.root}: {_some(empty)}. "
@@ -104,8 +105,7 @@ def all_images(root: str | os.PathLike[str]) -> list[str]:
         FileNotFoundError, PermissionError: for a folder that does not exist, or may not be read.
     """
     root, unread = Path(os.path.expanduser(root)), Counter[str]()
-    files = [entry for entry in os.scandir(root) if not _is_folder(entry)]
-    images = sorted(entry.name for entry in files if _is_image(entry, unread))
+    images = sorted(entry.name for entry in os.scandir(root) if not _is_folder(entry) and _is_image(entry, unread))
     nested = [path for name in _class_folders(root) for path in _images_under(root, name, unread)]
     _warn_of_unread(root, unread)
     return [os.path.join(root, name) for name in images] + nested
@@ -161,25 +161,36 @@ def _images_under(root: Path, name: str, unread: Counter[str]) -> list[str]:
 def _warn_of_unread(root: Path, unread: Counter[str]) -> None:
     if unread:
         counts = ", ".join(f"{count} {extension}" for extension, count in sorted(unread.items()))
-        warnings.warn(
-            f"{unread.total()} images in {root} are passed over, for only JPEG, PNG, BMP and WebP are read: {counts}. "
-            "Convert them, to PNG say, or remove them",
-            stacklevel=3,  # of who makes the source
+        _warn(
+            f"images in {root} are passed over, for only JPEG, PNG, BMP and WebP are read: {counts}. Convert them, to "
+            "PNG say, or remove them"
         )
 
 
-def _warn_of_splits(root: Path, classes: Sequence[str]) -> None:
-    if _SPLITS.issuperset(name.lower() for name in classes):
-        path = root / next((name for name in classes if name.lower().startswith("train")), classes[0])
-        warnings.warn(
-            f"the classes of {root} are {', '.join(classes)}. If these are parts of a dataset, with class folders in "
-            f"them, give the path of one: {path}",
-            stacklevel=3,  # of who makes the source
-        )
+def _warn_of_splits(root: Path, classes: Sequence[str], samples: Sequence[tuple[str, int]]) -> None:
+    if not _SPLITS.issuperset(name.lower() for name in classes):
+        return
+    if any(os.path.dirname(path) == str(root / classes[target]) for path, target in samples):
+        return  # images lie in them, and not class folders
+    path = root / next((name for name in classes if name.lower().startswith("train")), classes[0])
+    _warn(
+        f"the classes of {root} are {', '.join(classes)}. If these are parts of a dataset, with class folders in them, "
+        f"give the path of one: {path}"
+    )
+
+
+def _warn(message: str) -> None:
+    """Warn where the source was made, or the loader that made it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("fastfeed."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def _no_classes(root: Path) -> str:
-    images = [entry.name for entry in os.scandir(root) if entry.name.lower().endswith(IMAGE_EXTENSIONS)]
+    images = [
+        entry.name for entry in os.scandir(root) if entry.name.lower().endswith(IMAGE_EXTENSIONS + UNREAD_EXTENSIONS)
+    ]
     if images:
         return (
             f"no class folders in {root}: its {len(images)} images lie directly in it. Move them into one folder per "

@@ -52,7 +52,7 @@ def names_shards(path: str | os.PathLike[str]) -> bool:
     text = os.path.expanduser(path)
     if os.path.isdir(text):
         return any(name.endswith(".tar") for name in os.listdir(text))
-    if is_url(text) or any(os.path.exists(one) or glob.glob(one) for one in [text, *expand_braces(text)]):
+    if is_url(text) or any(os.path.exists(one) or _tars(_matches(one)) for one in [text, *expand_braces(text)]):
         return True
     raise FileNotFoundError(f"no such file or folder: {text}")
 
@@ -202,11 +202,30 @@ def _in_folder(path: str, storage: Storage) -> list[str]:
         names = [system.unstrip_protocol(name) for name in system.ls(inner, detail=False)]
     elif os.path.isdir(path):
         names = [os.path.join(path, name) for name in os.listdir(path)]
-    elif glob.has_magic(path) and not os.path.exists(path):
-        names, said = glob.glob(path), f"match {path}"
+    elif _is_pattern(path):
+        names, said = _matches(path), f"match {path}"
     else:
         return [path]
-    tars = sorted(name for name in names if name.endswith(".tar") and not os.path.basename(name).startswith("."))
+    tars = _tars(names)
     if not tars:
-        raise FileNotFoundError(f"no .tar files {said}. Compressed ones are not read: unpack them with gunzip")
+        packed = any(name.endswith((".tgz", ".gz", ".bz2", ".xz", ".zst")) for name in names)
+        why = ". Compressed ones are not read: unpack them, with gunzip say" if packed else ""
+        raise FileNotFoundError(f"no .tar files {said}{why}")
     return tars
+
+
+def _is_pattern(path: str) -> bool:
+    """Whether there are wildcards in a path, but not in the name of a folder or file that is there."""
+    folder, name = os.path.split(path)
+    return glob.has_magic(name if os.path.isdir(folder) else path) and not os.path.exists(path)
+
+
+def _matches(path: str) -> list[str]:
+    if not _is_pattern(path):
+        return []
+    folder, name = os.path.split(path)
+    return glob.glob(os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else path)
+
+
+def _tars(names: list[str]) -> list[str]:
+    return sorted(name for name in names if name.endswith(".tar") and not os.path.basename(name).startswith("."))
