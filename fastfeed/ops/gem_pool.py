@@ -92,9 +92,8 @@ def _kernel_takes(x: Tensor, p: Tensor | None) -> bool:
 def gem_pool2d_reference(x: Tensor, p: float | Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """What the kernels compute, as a differentiable composite of PyTorch's ops."""
     compute = torch.promote_types(dtype, torch.float32)
-    x = x.to(compute)
-    # What is clamped, or NaN, has no gradient; that of clamp itself at eps depends on the version of PyTorch.
-    a = torch.where(x >= eps, x, x.detach().clamp(min=eps))
+    # A hair below eps: whether clamp gives an element at its bound a gradient depends on the version of PyTorch.
+    a = x.to(compute).clamp(min=eps * (1 - 2 * torch.finfo(compute).eps))
     # Any constant leaves the value and its derivatives as they are; the maximum keeps powers within 0 to 1.
     scale = a.detach().amax(dim=(-2, -1), keepdim=True)
     scale = scale.masked_fill(scale == math.inf, 1)
