@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
 from fastfeed.optim.checks import as_float, check_betas, check_not_negative
 from fastfeed.optim.optimizer import MultiTensorOptimizer, StepOptions

@@ -1,12 +1,11 @@
 """LAMB: the kernel's scalars, and the eager reference."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
 from fastfeed.optim.adam import adam_scalars
 from fastfeed.optim.checks import as_float, check_betas, check_not_negative

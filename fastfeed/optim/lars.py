@@ -1,12 +1,11 @@
 """LARS: the kernel's scalars, and the eager reference."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
 from fastfeed.optim.checks import as_float, check_not_negative
 from fastfeed.optim.optimizer import MultiTensorOptimizer, StepOptions

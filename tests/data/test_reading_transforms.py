@@ -243,9 +243,11 @@ def test_what_of_timms_cannot_be_done():
     assert reasons(crop(), data.transforms.ToTensor(), v1.Normalize(MEAN, STD)) == [  # not torchvision's: levels stay
         "timm's ToTensor has no equivalent; fastfeed.transforms.timm_train and timm_eval are its recipes",
     ]
-    assert reasons(
-        crop(), _Own(), v1.RandomErasing(), v1.ConvertImageDtype(torch.float32), v1.Normalize(MEAN, STD)
-    ) == ["_Own is no transform of torchvision's"]
+    after = [v1.RandomErasing(), v1.ConvertImageDtype(torch.float32), v1.Normalize(MEAN, STD), v1.Grayscale(1)]
+    assert reasons(crop(), _Own(), *after) == [  # what does not depend on the form it left is still said
+        "_Own is no transform of torchvision's",
+        "Grayscale: num_output_channels is 1, and only 3 can be done",
+    ]
     odd = data.transforms.RandomResizedCropAndInterpolation(8, interpolation="random")
     odd.interpolation = odd.interpolation[::-1]
     assert "and only one of ('bilinear', 'bicubic') can be done" in reasons(odd, v1.ToTensor())[0]

@@ -26,6 +26,10 @@ from fastfeed.data.transforms import (
 )
 
 
+class _OtherForm(ValueError):
+    """The image is of another form than a transform takes."""
+
+
 def read_transform(transform: Any) -> tuple[Transform, torch.dtype]:
     """Return what does the same as a transform of torchvision's, and the dtype that it makes.
 
@@ -64,7 +68,7 @@ def _read(reader: Reader, transform: Any, role: str = "transform") -> None:
     try:
         readers[name](reader, transform, v2)
     except (TypeError, ValueError, AttributeError) as error:  # values that no declaration can have, or none
-        if reader.is_lost:  # or a form that it may not have
+        if reader.is_lost and isinstance(error, _OtherForm):
             return
         message = str(error)
         reader.reasons.append(message if message.startswith(name) else f"{name}: {message}")
@@ -211,7 +215,7 @@ def _read_pil_to_tensor(reader: Reader, transform: Any, v2: bool) -> None:
 
 def _is_tensor_already(reader: Reader, v2: bool) -> bool:
     if reader.form != "PIL" and not v2:
-        raise ValueError("it comes after the image is a tensor, for which torchvision raises TypeError")
+        raise _OtherForm("it comes after the image is a tensor, for which torchvision raises TypeError")
     return reader.form != "PIL"  # which version 2 leaves as it is
 
 
@@ -245,12 +249,12 @@ def _read_convert_image_dtype(reader: Reader, transform: Any, v2: bool) -> None:
     if reader.form != "PIL":
         reader.convert("ConvertImageDtype", transform.dtype, scale=True, factor=1 / 255 if v2 else None)
     elif not v2:  # version 2 leaves PIL images as they are
-        raise ValueError("it comes before the image is a tensor, for which torchvision raises TypeError")
+        raise _OtherForm("it comes before the image is a tensor, for which torchvision raises TypeError")
 
 
 def _read_normalize(reader: Reader, normalize: Any, v2: bool) -> None:
     if reader.form != "float":
-        raise ValueError("it comes before the conversion to floats, for which torchvision raises TypeError")
+        raise _OtherForm("it comes before the conversion to floats, for which torchvision raises TypeError")
     reader.rescale("Normalize", rgb(normalize.mean, "mean"), _divisors(rgb(normalize.std, "std")))
 
 
@@ -258,10 +262,10 @@ def _read_random_erasing(reader: Reader, erasing: Any, v2: bool) -> None:
     if reader.erase is not None:
         raise ValueError("there are two, and one can be done")
     if reader.form == "PIL" and not v2:
-        raise ValueError("it comes before the image is a tensor, for which torchvision raises TypeError")
+        raise _OtherForm("it comes before the image is a tensor, for which torchvision raises TypeError")
     value: Any = "random" if erasing.value is None or erasing.value == "random" else rgb(erasing.value, "value")
     if reader.form != "float" and (value == "random" or any(v != int(v) or not 0 <= v <= 255 for v in value)):
-        raise ValueError(
+        raise _OtherForm(
             f"value is {erasing.value!r}, in bytes, before the conversion to floats, and only whole levels from 0 to "
             "255 can be done there"
         )
